@@ -1,0 +1,1 @@
+"""The `mm4` command, one module a command group."""

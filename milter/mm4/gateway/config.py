@@ -1,0 +1,383 @@
+"""The configuration as typed values (design section 4): what one YAML file may say.
+
+Every key is documented here, once: the example file, `mm4 config show` and the documentation are made from
+these descriptions. Reading the YAML, with line numbers for everything that is wrong, is `configfile`'s.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+import phonenumbers
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from .names import PEER_NAME, PRIVATE_DOMAIN
+from .quantity import parse_duration, parse_size
+
+__all__ = [
+    "Ack",
+    "Config",
+    "Endpoint",
+    "Folders",
+    "Local",
+    "NetworkName",
+    "Peer",
+    "PrefixRoute",
+    "Service",
+    "domain_of",
+    "parse_next_hop",
+]
+
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
+_NEXT_HOP = re.compile(r"(?:\[(?P<literal>[^\]\s]+)\]|(?P<name>[^\s:\[\]]+))(?::(?P<port>\d{1,5}))?\Z")
+
+
+def domain_of(address: str) -> str:
+    """The part behind the last `@`, in lower case."""
+    return address.rpartition("@")[2].lower()
+
+
+def parse_next_hop(text: str) -> tuple[str, int | None, bool]:
+    """Host, port (None where not said) and whether it stood in brackets, which skips the MX look-up.
+
+    Raises ValueError where Postfix could not use it.
+    """
+    match = _NEXT_HOP.match(text)
+    if match is None or (match["port"] and not 0 < int(match["port"]) < 65536):
+        raise ValueError('a next hop is written as Postfix wants it: "[192.0.2.10]:25", "[host]:port" or "domain"')
+    literal = match["literal"]
+    return literal or match["name"], int(match["port"]) if match["port"] else None, literal is not None
+
+
+def _string(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            f"has to be a quoted string: YAML read a {type(value).__name__} ({value!r}) here; "
+            "put it in quotes, for example \"+49160\""
+        )
+    return value
+
+
+def _domain(text: str) -> str:
+    labels = text.split(".")
+    if len(text) > 253 or len(labels) < 2 or not all(_LABEL.match(label) for label in labels):
+        raise ValueError(f"{text!r} is no domain name, for example mms.mnc001.mcc262.gprs")
+    if text.lower().endswith("." + PRIVATE_DOMAIN):
+        raise ValueError(f"{PRIVATE_DOMAIN} is this gateway's own name space")
+    return text.lower()
+
+
+def _email(text: str) -> str:
+    """email-validator judges what we are given to write; special-use domains are ours to allow (.gprs, .test)."""
+    localpart, at, domain = text.rpartition("@")
+    if not at:
+        raise ValueError(f"{text!r} is no address, for example system-user@mms.mnc001.mcc262.gprs")
+    _domain(domain)
+    try:
+        # The domain is judged above (MM4 domains such as .gprs are not in DNS); the local part by the library.
+        validate_email(f"{localpart}@mail.com", check_deliverability=False)
+    except EmailNotValidError as error:
+        raise ValueError(f"{text!r} is no address: {error}") from None
+    return f"{localpart}@{domain.lower()}"
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"\+\d{0,15}", text):
+        raise ValueError(f"{text!r} is no number prefix: write a plus and digits in quotes, for example \"+49160\"")
+    return text
+
+
+def _network(value: str) -> IPNetwork:
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network: {error}; for example 192.0.2.10/32") from None
+
+
+def _hop(text: str) -> str:
+    parse_next_hop(text)
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_string)]
+Domain = Annotated[Text, AfterValidator(_domain)]
+SystemAddress = Annotated[Text, AfterValidator(_email)]
+Prefix = Annotated[Text, AfterValidator(_prefix)]
+NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
+NextHop = Annotated[Text, AfterValidator(_hop)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+
+
+class Endpoint(str):
+    """`address:port` to listen on or to connect to; IPv6 in brackets."""
+
+    __slots__ = ()
+
+    @property
+    def host(self) -> str:
+        """The address without brackets."""
+        return self.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return int(self.rpartition(":")[2])
+
+
+def _endpoint(value: Any) -> Endpoint:
+    text = _string(value)
+    host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    try:
+        if not (colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("no port")
+        address = ipaddress.ip_address(host.strip("[]"))
+        if (address.version == 6) != host.startswith("["):
+            raise ValueError("IPv6 stands in brackets")
+    except ValueError:
+        raise ValueError(f'{value!r} is no address with a port: for example "192.0.2.1:25" or "[2001:db8::1]:25"') from None
+    return Endpoint(text)
+
+
+ListenOn = Annotated[str, AfterValidator(_endpoint), BeforeValidator(_string)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, arbitrary_types_allowed=True)
+
+
+class Local(_Section):
+    """Our own side: one operator, or one MVNO of several on this host."""
+
+    name: Literal["local"] = Field("local", exclude=True)
+    domain: Domain = Field(description="Our MM4 domain: what stands behind our numbers on the way to a peer.")
+    system_address: SystemAddress = Field(
+        description="Who sends our acks and reports, and where peers send theirs; in `domain`."
+    )
+    region: Annotated[Text, AfterValidator(lambda v: v.upper())] | None = Field(
+        None, description="ISO 3166 country in which a national number (without plus) is read."
+    )
+    numbers: list[Prefix] = Field(
+        min_length=1, description="Prefixes of the numbers we serve; a peer's mail to any other is refused at RCPT."
+    )
+    clients: list[NetworkName] = Field(
+        default_factory=list, description="Networks of the MMSC and applications that may send out."
+    )
+    deliver_to: Text | None = Field(
+        None, description="Envelope address of a subscriber on the local side; {number} is the E.164 number with its plus. "
+        "Any domain but `domain`. Left out: Maildirs below the state folder.",
+    )
+    next_hop: NextHop | None = Field(
+        None, description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
+        "Maildirs below the state folder, one a number.",
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _known_region(cls, value: str | None) -> str | None:
+        if value is not None and value not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError(f"{value!r} is no ISO 3166 country with a numbering plan, for example DE")
+        return value
+
+    @field_validator("deliver_to")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        localpart, at, domain = value.rpartition("@")
+        if not at or "{number}" not in localpart or re.search(r"[{}\s<>]", value.replace("{number}", "")):
+            raise ValueError('deliver_to needs {number} before the @, for example "{number}@mmsc.example.net"')
+        _domain(domain)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Local:
+        if domain_of(self.system_address) != self.domain:
+            raise ValueError(f"system_address has to lie in domain ({self.domain}), or acks to it would not come home")
+        if self.deliver_to and domain_of(self.deliver_to) == self.domain:
+            raise ValueError(
+                f"deliver_to lies in domain ({self.domain}): bounces come home by that domain; "
+                "use any other domain, for example mmsc." + self.domain
+            )
+        if self.next_hop and not self.deliver_to:
+            raise ValueError("next_hop needs deliver_to: the address under which the local side takes a number")
+        if self.deliver_to and not self.next_hop:
+            raise ValueError("deliver_to needs next_hop: where Postfix hands these addresses on")
+        return self
+
+
+class Ack(_Section):
+    """What we ask of the peer for what we send."""
+
+    request: bool = Field(True, description="Whether our forward.REQ asks for a forward.RES.")
+    timeout: Duration = Field(600, description="How long a RES may take before the transaction counts as overdue.")
+
+
+class Peer(_Section):
+    """One link to another operator or hub."""
+
+    dialect: Text = Field("3gpp", description="Header names and rules of this peer: 3gpp or tyntec.")
+    domains: list[Domain] = Field(
+        min_length=1, description="Theirs: what may stand in X-Mms-Originator-System, and where answers may go."
+    )
+    recipient_domain: Domain | None = Field(
+        None, description="What we write behind a number on the way to them. Default: the first of `domains`."
+    )
+    networks: list[NetworkName] = Field(min_length=1, description="Client addresses by which this peer is known.")
+    next_hop: NextHop = Field(description="Where Postfix sends mail for this peer, as in its transport table.")
+    tls: Literal["none", "may", "encrypt", "verify", "secure"] = Field(
+        "may", description="Postfix's TLS security level towards this peer."
+    )
+    system_address: SystemAddress | None = Field(
+        None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
+    )
+    mail_from: Literal["system", "null"] = Field(
+        "system", description="Envelope sender of our acks: our system_address, so that their bounces come home, or null."
+    )
+    max_size: Size | None = Field(None, description="Largest message on the wire, both ways. Default: Postfix's limit.")
+    on_violation: Literal["respond", "reject", "monitor"] = Field(
+        "respond", description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
+        "always 5xx, or deliver it and log.",
+    )
+    identity: Literal["strict", "log"] = Field(
+        "log", description="Whether an envelope sender or Originator-System outside `domains` is refused or only logged."
+    )
+    transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
+    answers: Literal["gateway"] = Field("gateway", description="Who answers this peer's REQs: the gateway.")
+    ack: Ack = Field(default_factory=Ack, description="What we ask of this peer for what we send.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Peer:
+        if self.system_address and domain_of(self.system_address) not in self.domains:
+            raise ValueError(f"system_address has to lie in one of domains ({', '.join(self.domains)})")
+        return self
+
+    @property
+    def write_domain(self) -> str:
+        """The domain that we write behind a number towards this peer."""
+        return self.recipient_domain or self.domains[0]
+
+
+class PrefixRoute(_Section):
+    """Numbers that begin so go to this peer; the first route that fits wins."""
+
+    prefix: Prefix = Field(description='Beginning of the E.164 number; "+" is every number.')
+    peer: Text = Field(description="Name of a peer.")
+
+
+class Service(_Section):
+    """Where Postfix and the daemon meet the world."""
+
+    listen: ListenOn = Field(Endpoint("127.0.0.1:2525"), description="The MM4 smtpd line: where peers and the MMSC connect.")
+    submit: ListenOn = Field(
+        Endpoint("127.0.0.1:10026"), description="The private submission line, loopback only: exact headers, no filters."
+    )
+    workers: int = Field(2, ge=1, le=64, description="Milter processes.")
+    metrics: ListenOn | None = Field(
+        None, description="Where Prometheus reads the counters. Left out: no endpoint."
+    )
+    drain: Duration = Field(5, description="How long a stopping worker answers MAIL with 421 before it goes.")
+
+    @field_validator("submit")
+    @classmethod
+    def _loopback(cls, value: Endpoint) -> Endpoint:
+        if not ipaddress.ip_address(value.host).is_loopback:
+            raise ValueError("submit has to be a loopback address: whoever reaches this line may send as anybody")
+        return value
+
+
+class Folders(_Section):
+    """Where things lie; the defaults are those of a Debian host."""
+
+    state: Text = Field("/var/lib/mm4", description="Maildirs, unclaimed mail, counters.")
+    sockets: Text = Field(
+        "/var/spool/postfix/mm4", description="milter.sock and responder.sock; below Postfix's queue folder, so that "
+        "chrooted and unchrooted services see them.",
+    )
+    postfix: Text = Field("/etc/postfix", description="The Postfix instance's configuration folder.")
+
+
+class Config(_Section):
+    """The whole file."""
+
+    local: list[Local] = Field(min_length=1, description="Our own side; a mapping, or a list of several identities.")
+    peers: dict[str, Peer] = Field(default_factory=dict, description="The links, by name ([a-z][a-z0-9-]*).")
+    routes: list[PrefixRoute] = Field(default_factory=list, description="Where numbers that we do not serve go.")
+    store: Text = Field("sqlite:////var/lib/mm4/mm4.db", description="Transactions: an SQLAlchemy URL.")
+    service: Service = Field(default_factory=Service, description="Where Postfix and the daemon meet the world.")
+    submit: Literal["sendmail", "smtp"] = Field(
+        "sendmail", description="How acks go out: Postfix's sendmail, or the private submission line."
+    )
+    folders: Folders = Field(default_factory=Folders, description="Where things lie.")
+
+    @field_validator("local", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        problems = [*_peer_names(self.peers), *_routes(self), *_overlaps(self), *_domains(self)]
+        if problems:
+            # One ValueError a place would stop at the first; configfile splits these lines again.
+            raise ValueError("\x00".join(problems))
+        return self
+
+    @property
+    def home(self) -> Local:
+        """The first local identity."""
+        return self.local[0]
+
+
+def _peer_names(peers: dict[str, Peer]) -> list[str]:
+    return [
+        f"peers.{name}\x01{name!r} is no peer name: a letter, then at most 29 of a-z, 0-9 and -, and not local"
+        for name in peers
+        if not PEER_NAME.match(name) or name == "local"
+    ]
+
+
+def _routes(config: Config) -> list[str]:
+    return [
+        f"routes.{i}.peer\x01no peer is named {route.peer!r}; there are: {', '.join(config.peers) or 'none'}"
+        for i, route in enumerate(config.routes)
+        if route.peer not in config.peers
+    ]
+
+
+def _overlaps(config: Config) -> list[str]:
+    problems = []
+    seen: dict[IPNetwork, str] = {}
+    owners = [(f"local.{i}.clients", local.clients) for i, local in enumerate(config.local)]
+    owners += [(f"peers.{name}.networks", peer.networks) for name, peer in config.peers.items()]
+    for path, networks in owners:
+        for i, network in enumerate(networks):
+            if network in seen and not (path.startswith("local.") and seen[network].startswith("local.")):
+                problems.append(
+                    f"{path}.{i}\x01{network} stands at {seen[network]} too: a client address must name one side; "
+                    "give the two different networks"
+                )
+            seen.setdefault(network, path)
+    return problems
+
+
+def _domains(config: Config) -> list[str]:
+    ours = {local.domain for local in config.local}
+    inward = {domain_of(local.deliver_to) for local in config.local if local.deliver_to}
+    problems = [
+        f"local.{i}.deliver_to\x01{domain_of(local.deliver_to)} is a domain of ours: bounces come home by it"
+        for i, local in enumerate(config.local)
+        if local.deliver_to and domain_of(local.deliver_to) in ours
+    ]
+    for name, peer in config.peers.items():
+        problems += [
+            f"peers.{name}.domains.{i}\x01{domain} is our own domain (local.domain)"
+            for i, domain in enumerate(peer.domains)
+            if domain in ours or domain in inward
+        ]
+    return problems

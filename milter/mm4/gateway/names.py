@@ -1,0 +1,36 @@
+"""The name space mm4.invalid, which lives inside this Postfix only.
+
+`<token>@responder.mm4.invalid` makes Postfix tell us that it kept a message; `<localpart>@<domain>.via-<peer>.mm4.invalid`
+chooses a peer's next hop (one transport row a peer) and is stripped again by the generic map of mm4-out.
+Postfix refuses the whole space at RCPT, so nobody outside can use it (design section 2).
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["MAILDIR_DOMAIN", "PEER_NAME", "PRIVATE_DOMAIN", "RESPONDER_DOMAIN", "TOKEN", "is_private", "strip_via", "via"]
+
+PRIVATE_DOMAIN = "mm4.invalid"
+RESPONDER_DOMAIN = "responder.mm4.invalid"
+MAILDIR_DOMAIN = "maildir.mm4.invalid"
+
+PEER_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}\Z")
+TOKEN = re.compile(r"[0-9a-f]{32}\Z")
+_VIA = re.compile(r"\.via-[a-z][a-z0-9-]{0,29}\.mm4\.invalid\Z", re.IGNORECASE)
+
+
+def via(address: str, peer: str) -> str:
+    """The address that carries `address` (with a domain) to `peer`'s next hop."""
+    return f"{address}.via-{peer}.{PRIVATE_DOMAIN}"
+
+
+def strip_via(address: str) -> str:
+    """`address` as the peer sees it: without the next-hop suffix."""
+    return _VIA.sub("", address)
+
+
+def is_private(address: str) -> bool:
+    """Whether the address lies in mm4.invalid, which nobody outside may use."""
+    domain = address.rpartition("@")[2].rstrip(".").lower()
+    return domain == PRIVATE_DOMAIN or domain.endswith("." + PRIVATE_DOMAIN)

@@ -1,0 +1,1 @@
+"""The edges to Postfix: milter, responder, submission, wiring, sandbox."""

@@ -1,0 +1,231 @@
+"""Addresses of every kind that travels on MM4, and how they are written.
+
+`+447700900101/TYPE=PLMN@domain`, with and without type and domain; short codes; e-mail; system addresses;
+IPv4 and IPv6 (TS 23.140 4.4, mmSc practice). An E.164 number has to be possible (plus and 7 to 15 digits), not
+assigned. What a peer wrote is never normalised: `text` stays as it stood.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import phonenumbers
+
+__all__ = ["Address", "Kind", "parse_address", "split_list"]
+
+SYSTEM_WORDS = frozenset({"postmaster", "system-user", "system", "mmsc", "admin"})
+"""Local parts of an operator's system, in any letter case; so is any other word without a domain."""
+
+_TYPED = re.compile(r"(?P<body>.+?)/TYPE=(?P<type>[A-Za-z0-9]+)\Z", re.IGNORECASE | re.DOTALL)
+_NUMBER = re.compile(r"\+?[0-9]+\Z")
+_SEPARATORS = re.compile(r"[ \t().-]")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
+_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+\Z")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z")
+_COMMENT = re.compile(r"\([^()]*\)")
+_DOTTED_LIST = re.compile(r"\+\d{7,15}(?:/TYPE=PLMN)?(?:\.\+\d{7,15}(?:/TYPE=PLMN)?)+\Z", re.IGNORECASE)
+
+
+class Kind(enum.StrEnum):
+    """What an address names."""
+
+    E164 = "e164"
+    SHORT_CODE = "short_code"
+    EMAIL = "email"
+    SYSTEM = "system"
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address: `value` is `+` and digits for e164, digits for a short code, the whole address for e-mail,
+    the local part as written for a system; `domain` is None where none stood; `text` is what stood there."""
+
+    kind: Kind
+    value: str
+    domain: str | None
+    text: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this addressee from others: the value alone, an e-mail address in lower case."""
+        return self.value.lower() if self.kind in (Kind.EMAIL, Kind.SYSTEM) else self.value
+
+    @property
+    def number(self) -> str | None:
+        """The E.164 number with its plus, or None."""
+        return self.value if self.kind is Kind.E164 else None
+
+    def local_part(self) -> str:
+        """The exact local part that we write: `+E164/TYPE=PLMN`, `12345/TYPE=PLMN`, `192.0.2.33/TYPE=IPv4`."""
+        match self.kind:
+            case Kind.E164 | Kind.SHORT_CODE:
+                return f"{self.value}/TYPE=PLMN"
+            case Kind.IPV4:
+                return f"{self.value}/TYPE=IPv4"
+            case Kind.IPV6:
+                return f"{self.value}/TYPE=IPv6"
+            case Kind.EMAIL:
+                return self.value.rpartition("@")[0]
+            case _:
+                return self.value
+
+    def write(self, domain: str | None = None) -> str:
+        """The exact spelling, behind it `domain`, or the address's own one, or none."""
+        if self.kind is Kind.EMAIL:
+            return self.value
+        behind = domain or self.domain
+        return f"{self.local_part()}@{behind}" if behind else self.local_part()
+
+
+def split_list(text: str) -> list[str]:
+    """The members of an address list: commas (and semicolons) outside quotes, angles and comments part them.
+
+    One encoder joins numbers with full stops; such a list is split too.
+    """
+    members: list[str] = []
+    current: list[str] = []
+    quoted = escaped = False
+    depth = angle = 0
+    for character in text:
+        if escaped:
+            escaped = False
+        elif character == "\\" and (quoted or depth):
+            escaped = True
+        elif character == '"' and not depth:
+            quoted = not quoted
+        elif not quoted and character == "(":
+            depth += 1
+        elif not quoted and character == ")" and depth:
+            depth -= 1
+        elif not quoted and not depth and character in "<>":
+            angle = character == "<"
+        elif not quoted and not depth and not angle and character in ",;":
+            members.append("".join(current))
+            current = []
+            continue
+        current.append(character)
+    members.append("".join(current))
+    result: list[str] = []
+    for member in (m.strip() for m in members):
+        if _DOTTED_LIST.match(member):
+            result += ["+" + part for part in re.split(r"\.?\+", member)[1:]]
+        elif member:
+            result.append(member)
+    return result
+
+
+def parse_address(text: str, region: str | None = None) -> Address:
+    """One address of any kind; `Kind.INVALID` where it is none. Never raises.
+
+    `region` is the ISO 3166 country in which a number without plus is completed.
+    """
+    return _parse(text, region)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str, region: str | None) -> Address:
+    invalid = Address(Kind.INVALID, text.strip(), None, text)
+    bare = _bare(text)
+    if bare is None or not bare.isascii() or len(bare) > 1000:
+        return invalid
+    localpart, at, domain = bare.rpartition("@")
+    if not at:
+        localpart, domain = bare, ""
+    elif not _DOMAIN.match(domain) and not _is_literal(domain):
+        return invalid
+    if localpart.startswith('"') and localpart.endswith('"') and len(localpart) > 1:
+        localpart = re.sub(r"\\(.)", r"\1", localpart[1:-1])
+    typed = _TYPED.match(localpart)
+    body, kind = (typed["body"], typed["type"].upper()) if typed else (localpart, "")
+    found = _typed(body, kind, region) if kind else _untyped(body, domain or None, region)
+    if found is None:
+        return invalid
+    if found[0] is Kind.EMAIL:
+        return Address(Kind.EMAIL, f"{localpart}@{domain}", domain, text)
+    return Address(found[0], found[1], domain or None, text)
+
+
+def _bare(text: str) -> str | None:
+    """The address without display name, angles, comments and source route; None where nothing is left."""
+    stripped = text.strip()
+    if "(" in stripped and '"' not in stripped:
+        previous = None
+        while previous != stripped:
+            previous, stripped = stripped, _COMMENT.sub("", stripped).strip()
+    if stripped.endswith(">") and "<" in stripped:
+        stripped = stripped[stripped.rindex("<") + 1 : -1].strip()
+        if stripped.startswith("@") and ":" in stripped:
+            stripped = stripped.partition(":")[2]
+    return stripped or None
+
+
+def _typed(body: str, kind: str, region: str | None) -> tuple[Kind, str] | None:
+    if kind == "PLMN":
+        return _number(body, region)
+    if kind in ("IPV4", "IPV6"):
+        return _ip(body.strip("[]"), 4 if kind == "IPV4" else 6)
+    return None
+
+
+def _untyped(body: str, domain: str | None, region: str | None) -> tuple[Kind, str] | None:
+    number = _number(body, region)
+    if number is not None:
+        return number
+    if domain is None:
+        return _ip(body.strip("[]"), None) or ((Kind.SYSTEM, body) if _WORD.match(body) else None)
+    if body.lower() in SYSTEM_WORDS:
+        return Kind.SYSTEM, body
+    return (Kind.EMAIL, body) if _ATOM.match(body) and not re.match(r"[+]?\d+\Z", body) else None
+
+
+def _number(body: str, region: str | None) -> tuple[Kind, str] | None:
+    if body.count(".") == 3 and "+" not in body and _ip(body, 4):
+        return None
+    digits = _SEPARATORS.sub("", body)
+    if not _NUMBER.match(digits):
+        return None
+    if digits.startswith("+"):
+        return (Kind.E164, digits) if 7 <= len(digits) - 1 <= 15 else None
+    if 3 <= len(digits) <= 8:
+        return Kind.SHORT_CODE, digits
+    complete = _complete(digits, region)
+    return (Kind.E164, complete) if complete else None
+
+
+def _complete(digits: str, region: str | None) -> str | None:
+    """A number without plus: national where the region's plan says so, else international without its plus."""
+    if region:
+        try:
+            national = phonenumbers.parse(digits, region)
+            international = phonenumbers.parse("+" + digits) if not digits.startswith("0") else None
+        except phonenumbers.NumberParseException:
+            national = international = None
+        if national and (
+            digits.startswith("0")
+            or phonenumbers.is_valid_number(national)
+            or not (international and phonenumbers.is_valid_number(international))
+        ):
+            text: str = phonenumbers.format_number(national, phonenumbers.PhoneNumberFormat.E164)
+            return text if phonenumbers.is_possible_number(national) and 8 <= len(text) <= 16 else None
+    return "+" + digits if 9 <= len(digits) <= 15 and not digits.startswith("0") else None
+
+
+def _ip(body: str, version: int | None) -> tuple[Kind, str] | None:
+    try:
+        address = ipaddress.ip_address(body)
+    except ValueError:
+        return None
+    if version not in (None, address.version):
+        return None
+    return (Kind.IPV4 if address.version == 4 else Kind.IPV6), str(address)
+
+
+def _is_literal(domain: str) -> bool:
+    return domain.startswith("[") and domain.endswith("]") and _ip(domain[1:-1].removeprefix("IPv6:"), None) is not None

@@ -1,0 +1,88 @@
+"""What is remembered of an MM4 transaction: plain values that the gateway makes and the store keeps.
+
+One `Message` is one mail that went through Postfix (one queue id, one token); its `Transaction`s are one
+per recipient. The token is 128 random bits in hex: it names the message inside this Postfix, in the
+responder's address, in the envelope sender of the local leg and in ENVID.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["Answer", "Direction", "Message", "State", "Transaction"]
+
+
+class Direction(enum.StrEnum):
+    """Which way a message went, seen from this gateway."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class State(enum.StrEnum):
+    """What is known of one transaction."""
+
+    RECORDED = "recorded"
+    """The verdict is out, Postfix has not yet shown that it kept the message."""
+    ACCEPTED = "accepted"
+    """Postfix has the message (the responder has seen its token)."""
+    WAITING = "waiting"
+    """Sent to a peer, whose RES is awaited."""
+    ANSWERED = "answered"
+    """The RES is out (inward) or in (outward); `status` is what it said."""
+    REFUSED = "refused"
+    """The message was answered with an error and not delivered."""
+    BOUNCED = "bounced"
+    """Postfix, or the next hop later, could not deliver it."""
+    ENDED = "ended"
+    """The PDU ended here (a RES) and nothing follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A RES that is due: the whole mail, ready to be submitted.
+
+    `rcpt_to` and `mail_from` are envelope addresses without brackets, `rcpt_to` already names the next hop;
+    `message` is the mail with CRLF line ends, ASCII only.
+    """
+
+    rcpt_to: str
+    mail_from: str
+    type: str
+    status: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One PDU for one recipient. Ids are unquoted; `recipient` and `originator` are what `Address.key` gives."""
+
+    transaction_id: str
+    message_id: str
+    originator: str
+    recipient: str
+    state: State = State.RECORDED
+    status: str | None = None
+    ack_requested: bool = False
+    delivery_report: bool = False
+    read_reply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One mail as the store keeps it. Times are aware datetimes in UTC; `peer` is a peer's name or `local`."""
+
+    token: str
+    direction: Direction
+    peer: str
+    type: str
+    queue_id: str
+    host: str
+    recorded_at: datetime
+    transactions: tuple[Transaction, ...]
+    answer: Answer | None = None
+    accepted_at: datetime | None = None
+    answered_at: datetime | None = None
+    answer_queue_id: str | None = None

@@ -1,0 +1,276 @@
+"""Reading and writing one value of each kind that a dialect row can name.
+
+`READERS[kind](text, field, context)` gives the value and what was forgiven, or raises Unreadable with what is
+expected; `WRITERS[kind](value, field, dialect)` gives the exact header value. Reading is tolerant, writing exact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import Any
+
+from .address import Address, Kind, parse_address, split_list
+from .dialect import Dialect, Field, read_type, squash
+from .text import decode_text, encode_text
+
+__all__ = ["MAX_ID", "READERS", "WRITERS", "Unreadable", "read_id", "unquote"]
+
+MAX_ID = 900
+"""Longest transaction or message id, in characters after unquoting (design section 3)."""
+
+
+class Unreadable(Exception):
+    """A value cannot be read; the text says what is expected. Never leaves the protocol package."""
+
+
+Reading = tuple[Any, list[str]]
+
+_PRINTABLE = re.compile(r"[\x20-\x7e]+\Z")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\Z', re.DOTALL)
+_MEDIA_TYPE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*/\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:;|\Z)", re.DOTALL)
+_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2}\Z")
+_INDEXED = re.compile(r"\s*(\d{1,6})\s*,\s*(.*)\Z", re.DOTALL)
+_JAVASCRIPT = re.compile(r"([A-Z][a-z]{2} [A-Z][a-z]{2} \d{1,2} \d{4} \d\d:\d\d:\d\d) (?:GMT|UTC)([+-]\d{4})")
+_FLAGS = {"yes": True, "no": False}
+_FLAG_SPELLINGS = {"1": True, "0": False, "true": True, "false": False, "y": True, "n": False}
+
+
+def unquote(text: str) -> str:
+    """An id without the quotes around it, and without their escapes."""
+    match = _QUOTED.match(text)
+    return re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL) if match else text
+
+
+def read_id(text: str) -> str:
+    """A transaction or message id, unquoted. Raises Unreadable."""
+    value = unquote(text)
+    if not value:
+        raise Unreadable("an id of 1 to 900 printable US-ASCII characters; it is empty")
+    if len(value) > MAX_ID:
+        raise Unreadable(f"an id of at most {MAX_ID} characters; it has {len(value)}")
+    if not _PRINTABLE.match(value):
+        raise Unreadable("an id of printable US-ASCII characters; it holds a control or an 8-bit byte")
+    return value
+
+
+def _id(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    return read_id(text), []
+
+
+def _version(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    if not _VERSION.match(text):
+        raise Unreadable("a version of three numbers, for example 5.5.0")
+    notes = [] if text.count(".") == 2 else ["a version has three numbers, for example 5.5.0"]
+    return text, notes
+
+
+def _type(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    name = read_type(text, dialect)
+    if name is None:
+        raise Unreadable("one of " + ", ".join(row.written for row in dialect.types.values()))
+    written = dialect.types[name].written
+    return name, [] if text == written else [f"this dialect writes {written}"]
+
+
+def _address(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    members = split_list(text)
+    address = parse_address(members[0] if len(members) == 1 else text, region)
+    if address.kind is Kind.INVALID:
+        raise Unreadable("an address such as +447700900101/TYPE=PLMN@mms.operator.example")
+    return address, _completed(address)
+
+
+def _addresses(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    addresses = [parse_address(member, region) for member in split_list(text)]
+    if not addresses or all(address.kind is Kind.INVALID for address in addresses):
+        raise Unreadable("one or more addresses such as +447700900101/TYPE=PLMN, parted by commas")
+    notes = [note for address in addresses for note in _completed(address)]
+    notes += [f"{a.text.strip()[:60]!r} is no address" for a in addresses if a.kind is Kind.INVALID]
+    return tuple(addresses), notes
+
+
+def _completed(address: Address) -> list[str]:
+    written = address.text.lstrip(" <\"")
+    if address.kind is Kind.E164 and "+" not in written:
+        return [f"a number without plus, read as {address.value}"]
+    return []
+
+
+def _media_type(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    match = _MEDIA_TYPE.match(text)
+    if match is None:
+        raise Unreadable("a media type such as multipart/related")
+    return f"{match[1]}/{match[2]}".lower(), []
+
+
+def _date(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    for read, note in ((_rfc_date, None), (_iso_date, "an ISO 8601 date"), (_javascript_date, "a JavaScript date")):
+        value = read(text)
+        if value is not None:
+            return value, [f"{note} where RFC 5322 wants one such as Thu, 12 Nov 2026 02:28:01 +0200"] if note else []
+    raise Unreadable("a date such as Thu, 12 Nov 2026 02:28:01 +0200")
+
+
+def _rfc_date(text: str) -> datetime | None:
+    try:
+        value = parsedate_to_datetime(text)
+        value = value if value.tzinfo else value.replace(tzinfo=UTC)
+        value.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return value
+
+
+def _iso_date(text: str) -> datetime | None:
+    try:
+        value = datetime.fromisoformat(text)
+        value = value if value.tzinfo else value.replace(tzinfo=UTC)
+        value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return value
+
+
+def _javascript_date(text: str) -> datetime | None:
+    match = _JAVASCRIPT.search(text)
+    if match is None:
+        return None
+    try:
+        offset = timedelta(hours=int(match[2][:3]), minutes=int(match[2][0] + match[2][3:]))
+        value = datetime.strptime(match[1], "%a %b %d %Y %H:%M:%S").replace(tzinfo=timezone(offset))
+        value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return value
+
+
+def _expiry(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    if text.isascii() and text.isdigit():
+        if len(text) > 10:
+            raise Unreadable("an expiry in seconds of at most 10 digits, or a date")
+        return timedelta(seconds=int(text)), []
+    try:
+        return _date(text, field, dialect, region)
+    except Unreadable:
+        raise Unreadable("seconds, or a date such as Thu, 19 Nov 2026 00:28:02 GMT") from None
+
+
+def _enumeration(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    spellings = {squash(v): v for v in field.values} | {squash(k): v for k, v in field.spellings.items()}
+    value = spellings.get(squash(text))
+    if value is None:
+        if field.strict:
+            raise Unreadable("one of " + ", ".join(field.values))
+        return field.default, [f"none of {', '.join(field.values)}; read as {field.default}"]
+    return value, [] if text == value else [f"written {value}"]
+
+
+def _flag(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    key = text.lower()
+    if key in _FLAGS:
+        return _FLAGS[key], []
+    if key in _FLAG_SPELLINGS:
+        value = _FLAG_SPELLINGS[key]
+        return value, [f"written {'Yes' if value else 'No'}"]
+    return False, ["neither Yes nor No; read as No"]
+
+
+def _text(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    return decode_text(text.encode("latin-1"))
+
+
+def _number(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise Unreadable("a whole number")
+    return int(text), []
+
+
+def _status(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    name = dialect.status_names.get(squash(text))
+    if name is None:
+        raise Unreadable("one of " + ", ".join(dialect.statuses))
+    return name, [] if text == name else [f"written {name}"]
+
+
+def _indexed(text: str) -> tuple[int, str]:
+    match = _INDEXED.match(text)
+    if match is None:
+        raise Unreadable("an index, a comma and a value, for example: 0, +447700900101/TYPE=PLMN")
+    return int(match[1]), match[2]
+
+
+def _indexed_address(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    try:
+        index, rest = _indexed(text)
+    except Unreadable:
+        # One operator sends the address alone, under another name.
+        return (0, _address(text, field, dialect, region)[0]), ["no index; read as 0"]
+    return (index, _address(rest, field, dialect, region)[0]), []
+
+
+def _indexed_date(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
+    index, rest = _indexed(text)
+    value, notes = _date(rest, field, dialect, region)
+    return (index, value), notes
+
+
+READERS: dict[str, Callable[[str, Field, Dialect, str | None], Reading]] = {
+    "address": _address,
+    "addresses": _addresses,
+    "date": _date,
+    "enumeration": _enumeration,
+    "expiry": _expiry,
+    "flag": _flag,
+    "id": _id,
+    "indexed_addresses": _indexed_address,
+    "indexed_dates": _indexed_date,
+    "media_type": _media_type,
+    "number": _number,
+    "status": _status,
+    "text": _text,
+    "type": _type,
+    "version": _version,
+}
+
+
+def _write_id(value: str, dialect: Dialect) -> str:
+    """Quoted where the dialect quotes, and wherever a bare id would not read back as it is."""
+    if dialect.ids == "bare" and unquote(value) == value and value == value.strip():
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _write_date(value: datetime) -> str:
+    return format_datetime(value.replace(microsecond=0))
+
+
+def _write_http_date(value: datetime) -> str:
+    return format_datetime(value.astimezone(UTC).replace(microsecond=0), usegmt=True)
+
+
+def _write_list(values: tuple[Address, ...]) -> str:
+    return ",\n ".join(address.write() for address in values)
+
+
+WRITERS: dict[str, Callable[[Any, Dialect], str]] = {
+    "address": lambda value, _: value.write(),
+    "addresses": lambda value, _: _write_list(value),
+    "date": lambda value, _: _write_date(value),
+    "enumeration": lambda value, _: value,
+    "expiry": lambda value, _: (
+        str(int(value.total_seconds())) if isinstance(value, timedelta) else _write_http_date(value)
+    ),
+    "flag": lambda value, _: "Yes" if value else "No",
+    "id": _write_id,
+    "indexed_addresses": lambda value, _: f"{value[0]}, {value[1].write()}",
+    "indexed_dates": lambda value, _: f"{value[0]}, {_write_http_date(value[1])}",
+    "media_type": lambda value, _: value,
+    "number": lambda value, _: str(value),
+    "status": lambda value, _: value,
+    "text": lambda value, _: encode_text(value),
+    "type": lambda value, dialect: dialect.types[value].written,
+    "version": lambda value, _: value,
+}

@@ -1,0 +1,91 @@
+"""Writing a PDU's header lines exactly as a dialect wants them: its names, its order, its letter case.
+
+ASCII only. A value that cannot be written as the dialect's row says is a ProtocolError that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .address import Address, Kind
+from .dialect import Dialect, Field
+from .errors import ProtocolError
+from .values import WRITERS, Unreadable, read_id
+
+__all__ = ["Verbatim", "write", "write_value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """A value to be written as it stands: an id echoed byte for byte, quotes and all."""
+
+    text: str
+
+
+def write(pdu_type: str, values: Mapping[str, Any], dialect: Dialect) -> list[tuple[str, str]]:
+    """Header lines (name, value folded with LF) of a PDU of the 3GPP type `pdu_type`, in the dialect's order.
+
+    `values` holds typed values by field, None or absent for what is not written; version and type are
+    filled in. Raises ProtocolError where a mandatory field has no value, a value does not fit its field, or a
+    field has no place in this PDU.
+    """
+    rows = dialect.pdus.get(pdu_type)
+    if rows is None:
+        raise ProtocolError(f"{dialect.name} knows no PDU {pdu_type}")
+    given = {"mms_version": dialect.version, "message_type": pdu_type, **{k: v for k, v in values.items() if v is not None}}
+    misplaced = given.keys() - {row.field for row in rows}
+    if misplaced:
+        raise ProtocolError(f"{sorted(misplaced)[0]} has no place in {pdu_type} ({dialect.name})")
+    lines: list[tuple[str, str]] = []
+    for row in rows:
+        field = dialect.fields[row.field]
+        value = given.get(row.field)
+        if value is None or value == ():
+            if row.presence == "mandatory":
+                raise ProtocolError(f"{field.header} is mandatory in {pdu_type} ({row.source})")
+            continue
+        several = field.kind in ("indexed_addresses", "indexed_dates")
+        lines += [(field.header, write_value(item, field, dialect)) for item in (value if several else (value,))]
+    return lines
+
+
+def write_value(value: Any, field: Field, dialect: Dialect) -> str:
+    """One value as its header carries it. Raises ProtocolError."""
+    if isinstance(value, Verbatim):
+        text = value.text
+    else:
+        _check(value, field, dialect)
+        text = WRITERS[field.kind](value, dialect)
+    if not text.isascii() or any(ord(c) < 32 and c != "\n" for c in text):
+        raise ProtocolError(f"{field.header}: {text[:40]!r} is not printable US-ASCII")
+    if any(line[:1] not in (" ", "\t") or not line.strip() for line in text.split("\n")[1:]):
+        raise ProtocolError(f"{field.header}: a line end inside the value")
+    return text
+
+
+def _check(value: Any, field: Field, dialect: Dialect) -> None:
+    match field.kind:
+        case "id":
+            try:
+                if read_id(value) != value and dialect.ids == "bare":
+                    return
+            except Unreadable as expected:
+                raise ProtocolError(f"{field.header}: expected {expected}") from None
+        case "address" | "addresses" | "indexed_addresses":
+            members = value if field.kind == "addresses" else (value[1] if field.kind == "indexed_addresses" else value,)
+            for address in members:
+                if not isinstance(address, Address) or address.kind is Kind.INVALID:
+                    raise ProtocolError(f"{field.header}: {getattr(address, 'text', address)!r} is no address")
+        case "enumeration":
+            if value not in field.values:
+                raise ProtocolError(f"{field.header}: {value!r} is none of {', '.join(field.values)}")
+        case "status":
+            if value not in dialect.statuses:
+                raise ProtocolError(f"{field.header}: {value!r} is none of {', '.join(dialect.statuses)}")
+        case "type":
+            if value not in dialect.types:
+                raise ProtocolError(f"{field.header}: {value!r} is no message type")
+        case _:
+            pass
