@@ -1,0 +1,203 @@
+"""Where the store lies: the URL, the engines opened on it, and what its errors mean to an operator.
+
+SQLite is the norm: WAL, so that reads never wait for the writer, and synchronous=FULL, so that a commit is
+on disk. PostgreSQL is taken where psycopg is installed. Every failure becomes a StoreError that names the
+place and the cure; a password in the URL is never shown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ..protocol.errors import Mm4Error, StoreError
+
+__all__ = ["Database"]
+
+_Role = Literal["reader", "writer", "migrator"]
+
+# SQLite polls a lock with sleeps that grow to 100 ms. A writer lets it poll only this long and then asks
+# anew, so that it gets the lock within a few milliseconds of its release.
+_SLICE_MS = 3
+_URLS = "write sqlite:////absolute/path/mm4.db or postgresql://user@host/name"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One place where a store lies. `path` is None for PostgreSQL."""
+
+    url: URL
+    path: Path | None
+    busy_seconds: float
+    read_only: bool
+
+    @classmethod
+    def parse(cls, url: str, busy_seconds: float, read_only: bool) -> Database:
+        """Read the URL without touching anything; raises StoreError if it names no store that we can open."""
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            # The text itself stays out: it may hold a password.
+            raise StoreError(f"the store's URL cannot be read: {_URLS}") from None
+        backend = parsed.get_backend_name()
+        if backend == "sqlite":
+            name = parsed.database or ""
+            if parsed.drivername != "sqlite" or parsed.host or not name.startswith("/") or parsed.query:
+                raise StoreError(f"store {parsed}: no absolute path; {_URLS}")
+            return cls(parsed, Path(name), busy_seconds, read_only)
+        if backend == "postgresql":
+            if importlib.util.find_spec("psycopg") is None:
+                raise StoreError(
+                    f"store {parsed.render_as_string()}: PostgreSQL needs psycopg, which is not installed; "
+                    "install it (apt install python3-psycopg, or pip install psycopg) or use SQLite"
+                )
+            return cls(parsed.set(drivername="postgresql+psycopg"), None, busy_seconds, read_only)
+        raise StoreError(f"store {parsed.render_as_string()}: unknown kind {backend}; {_URLS}")
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else self.url.render_as_string()
+
+    def check(self, create: bool) -> bool:
+        """Look at folder and file before SQLite does, whose own texts are poor; create a missing file.
+
+        Returns whether the file was there already. Raises StoreError naming what is wrong and its cure.
+        """
+        if self.path is None:
+            return True
+        folder = self.path.parent
+        try:
+            if not folder.is_dir():
+                raise StoreError(f"store {self}: folder {folder} does not exist; create it for {_user()}")
+            if self.path.is_dir():
+                raise StoreError(f"store {self}: is a folder; name a file in it")
+            there = self.path.exists()
+            if not there and not create:
+                raise StoreError(f"store {self}: does not exist; start mm4 serve once, or mend store: in the YAML")
+            if not self.read_only:
+                for thing in (folder, self.path) if there else (folder,):
+                    if not os.access(thing, os.W_OK, effective_ids=True):
+                        raise StoreError(
+                            f"store {self}: {thing} is not writable for {_user()}; "
+                            "give it to that user (chown), or run as the user who owns it"
+                        )
+            if not there:
+                # It holds subscribers' numbers: not for everybody. SQLite's -wal and -shm take the same mode.
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+                try:
+                    if os.geteuid() == 0:
+                        # Root ran a command before the service, whose folder this is, ever started.
+                        owner = folder.stat()
+                        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                finally:
+                    os.close(descriptor)
+        except FileExistsError:
+            return True  # another process was quicker
+        except OSError as error:
+            raise StoreError(f"store {self}: {error.strerror}; check the folder {folder} for {_user()}") from error
+        return there
+
+    def engine(self, role: _Role) -> Engine:
+        """Open nothing yet; give the engine whose connections are set up for the role.
+
+        A `reader` can change nothing, a `writer` takes the write lock when it begins, and a `migrator` does
+        the same without foreign keys (SQLite rebuilds tables by dropping the old one).
+        """
+        pool: dict[str, Any] = (
+            {"poolclass": QueuePool, "pool_size": 5, "max_overflow": 15, "pool_timeout": self.busy_seconds}
+            if role == "reader"
+            else {"poolclass": NullPool}
+        )
+        if self.path is None:
+            return self._postgresql(role, pool)
+        engine = create_engine(self.url, creator=lambda: self._sqlite(role), **pool)
+        begin = "BEGIN" if role == "reader" else "BEGIN IMMEDIATE"
+
+        def on_begin(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        event.listen(engine, "begin", on_begin)
+        return engine
+
+    def _sqlite(self, role: _Role) -> sqlite3.Connection:
+        # mode=rw: a file that somebody took away is an error, not a new empty store.
+        mode = "ro" if self.read_only else "rw"
+        connection = sqlite3.connect(
+            f"file:{quote(str(self.path))}?mode={mode}",
+            uri=True,
+            timeout=self.busy_seconds,
+            isolation_level=None,  # BEGIN is ours alone; the driver's own guesses are switched off
+            check_same_thread=False,
+        )
+        try:
+            if role == "reader":
+                connection.execute("PRAGMA query_only = ON")
+            else:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA busy_timeout = {_SLICE_MS}")
+            if role == "writer":
+                connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _postgresql(self, role: _Role, pool: dict[str, Any]) -> Engine:
+        milliseconds = max(1, int(self.busy_seconds * 1000))
+        options = f"-c lock_timeout={milliseconds} -c timezone=UTC"
+        if role == "reader":
+            options += " -c default_transaction_read_only=on"
+        arguments = {"connect_timeout": max(2, round(self.busy_seconds)), "options": options}
+        return create_engine(self.url, connect_args=arguments, pool_pre_ping=role == "reader", **pool)
+
+    def busy(self, error: BaseException) -> bool:
+        """Whether the error only says that another process holds the lock."""
+        return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def failure(self, error: BaseException) -> StoreError:
+        """Say what an error of the database means, and the cure; one of ours keeps its own words."""
+        if isinstance(error, Mm4Error):
+            return error if isinstance(error, StoreError) else StoreError(str(error))
+        if isinstance(error, PoolTimeoutError):
+            return StoreError(f"store {self}: all reading connections were in use for {self.busy_seconds:g} s")
+        code = _sqlite_code(error)
+        if code in _MEANINGS:
+            meaning = _MEANINGS[code].format(path=self, user=_user(), seconds=f"{self.busy_seconds:g}")
+            return StoreError(f"store {self}: {meaning}")
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        lines = str(cause).splitlines()
+        return StoreError(f"store {self}: {type(cause).__name__}: {lines[0] if lines else 'no text'}")
+
+
+_LOCKED = "another process has held its lock for more than {seconds} s; fuser -v {path} shows which"
+_MEANINGS = {
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
+    sqlite3.SQLITE_FULL: "no room to write; free space on its file system",
+    sqlite3.SQLITE_READONLY: "not writable for {user}; check owner and mode of the file and its folder",
+    sqlite3.SQLITE_PERM: "not accessible for {user}; check owner and mode of the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that it is there and that {user} may use its folder",
+    sqlite3.SQLITE_IOERR: "input/output error; check the disk, its free space and the kernel's log",
+    sqlite3.SQLITE_CORRUPT: "is damaged; stop mm4, keep a copy of the file and restore the last backup",
+    sqlite3.SQLITE_NOTADB: "is no SQLite database; name another file, or move this one away",
+}
+
+
+def _sqlite_code(error: BaseException) -> int | None:
+    """Give the primary result code, or None where the error is not SQLite's."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorcode", None) if isinstance(cause, sqlite3.Error) else None
+    return None if code is None else code & 0xFF
+
+
+def _user() -> str:
+    return f"user id {os.geteuid()}"

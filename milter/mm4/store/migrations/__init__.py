@@ -1,0 +1,1 @@
+"""Alembic environment of the store; `mm4.store.upgrade` runs it."""

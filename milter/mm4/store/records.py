@@ -1,0 +1,155 @@
+"""Messages to rows and back: what `record` inserts, and what `message` and `owed` read.
+
+The rows are made in the caller's thread, so that the writer's, which all wait for, has little to do and a
+value that cannot be kept fails its own message only. Errors of the database pass through; the store
+translates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select
+
+from ..protocol.transaction import Answer, Direction, Message, State, Transaction
+from .schema import messages, transactions
+from .writer import Operation
+
+__all__ = ["clean", "load", "load_owed", "recording"]
+
+_INSERT_MESSAGE = insert(messages)
+_INSERT_TRANSACTIONS = insert(transactions)
+_BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
+_OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
+
+
+def clean(text: str) -> str:
+    """Make text that others wrote fit for any database: no lone surrogates, no NUL (PostgreSQL has none).
+
+    Clean text comes back as it is. Whatever is written or searched goes through this, so that it is found.
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def recording(message: Message) -> Operation[None]:
+    """Give the operation that inserts the message and its transactions.
+
+    Raises ValueError for a time without zone.
+    """
+    for time in (message.recorded_at, message.accepted_at, message.answered_at):
+        if time is not None and time.tzinfo is None:
+            raise ValueError(f"message {message.token}: time {time.isoformat()} has no time zone")
+    row = _message_row(message)
+    rows = _transaction_rows(message)
+
+    def operation(connection: Connection) -> None:
+        connection.execute(_INSERT_MESSAGE, row)
+        if rows:
+            connection.execute(_INSERT_TRANSACTIONS, rows)
+
+    return operation
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    answer = message.answer
+    # Enumerations go in as their plain text: drivers differ in what they make of an Enum.
+    return {
+        "token": message.token,
+        "direction": message.direction.value,
+        "peer": message.peer,
+        "type": clean(message.type),
+        "queue_id": message.queue_id,
+        "host": message.host,
+        "recorded_at": message.recorded_at,
+        "accepted_at": message.accepted_at,
+        "answered_at": message.answered_at,
+        "answer_queue_id": message.answer_queue_id,
+        "answer_to": answer.rcpt_to if answer else None,
+        "answer_from": answer.mail_from if answer else None,
+        "answer_type": answer.type if answer else None,
+        "answer_status": answer.status if answer else None,
+        "answer_text": answer.message if answer else None,
+    }
+
+
+def _transaction_rows(message: Message) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": message.token,
+            "peer": message.peer,
+            "direction": message.direction.value,
+            "type": clean(message.type),
+            "transaction_id": clean(transaction.transaction_id),
+            "message_id": clean(transaction.message_id),
+            "originator": clean(transaction.originator),
+            "recipient": clean(transaction.recipient),
+            "state": transaction.state.value,
+            "status": transaction.status,
+            "ack_requested": transaction.ack_requested,
+            "delivery_report": transaction.delivery_report,
+            "read_reply": transaction.read_reply,
+            "updated_at": message.recorded_at,
+        }
+        for transaction in message.transactions
+    ]
+
+
+def load(connection: Connection, token: str) -> Message | None:
+    """Read one message with its transactions and its answer; None where the token is unknown."""
+    row = connection.execute(_BY_TOKEN, {"token": token}).first()
+    if row is None:
+        return None
+    return _message(row, connection.execute(_OF_TOKEN, {"token": token}))
+
+
+def load_owed(connection: Connection, older_than: datetime | None) -> list[Message]:
+    """Read the messages whose answer is not out, oldest first; `older_than` compares with recorded_at."""
+    # Written like the condition of ix_messages_owed, or the index would not be used.
+    condition: ColumnElement[bool] = messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None)
+    if older_than is not None:
+        condition &= messages.c.recorded_at < older_than
+    rows = connection.execute(select(messages).where(condition).order_by(messages.c.recorded_at)).all()
+    children: dict[str, list[Row[Any]]] = {row.token: [] for row in rows}
+    joined = select(transactions).join(messages, messages.c.token == transactions.c.token)
+    for child in connection.execute(joined.where(condition).order_by(transactions.c.id)):
+        if child.token in children:
+            children[child.token].append(child)
+    return [_message(row, children[row.token]) for row in rows]
+
+
+def _message(row: Row[Any], children: Iterable[Row[Any]]) -> Message:
+    answer = None
+    if row.answer_to is not None:
+        answer = Answer(row.answer_to, row.answer_from, row.answer_type, row.answer_status, bytes(row.answer_text))
+    return Message(
+        token=row.token,
+        direction=Direction(row.direction),
+        peer=row.peer,
+        type=row.type,
+        queue_id=row.queue_id,
+        host=row.host,
+        recorded_at=row.recorded_at,
+        transactions=tuple(_transaction(child) for child in children),
+        answer=answer,
+        accepted_at=row.accepted_at,
+        answered_at=row.answered_at,
+        answer_queue_id=row.answer_queue_id,
+    )
+
+
+def _transaction(row: Row[Any]) -> Transaction:
+    return Transaction(
+        transaction_id=row.transaction_id,
+        message_id=row.message_id,
+        originator=row.originator,
+        recipient=row.recipient,
+        state=State(row.state),
+        status=row.status,
+        ack_requested=row.ack_requested,
+        delivery_report=row.delivery_report,
+        read_reply=row.read_reply,
+    )

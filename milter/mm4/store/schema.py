@@ -1,0 +1,130 @@
+"""The tables of the store, as SQLAlchemy Core, for SQLite and PostgreSQL alike.
+
+The migrations build the same tables step by step; a test holds the two together. A change here needs a new
+revision in `migrations/versions` and its name at the end of `REVISIONS`. Columns are added, not renamed, so
+that the version before can still read the schema after a rollback of the package.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+__all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "messages", "metadata", "transactions"]
+
+REVISIONS = ("0001",)
+"""Every schema revision this code knows, oldest first."""
+REVISION = REVISIONS[-1]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept in UTC. SQLite has no time zones: there the zone is dropped and put back."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; raises ValueError for a naive time, whose meaning nobody could tell later."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"time {value.isoformat()} has no time zone; hand in an aware datetime")
+        return value if value.tzinfo is UTC else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware datetime in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# 2^31 rows are a busy operator's year; SQLite's own row number is an Integer of 64 bits.
+_RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("token", String(), primary_key=True),
+    Column("direction", String(), nullable=False),
+    Column("peer", String(), nullable=False),
+    Column("type", String(), nullable=False),
+    Column("queue_id", String(), nullable=False),
+    Column("host", String(), nullable=False),
+    Column("recorded_at", UtcDateTime(), nullable=False),
+    Column("accepted_at", UtcDateTime()),
+    Column("answered_at", UtcDateTime()),
+    Column("answer_queue_id", String()),
+    Column("answer_to", String()),
+    Column("answer_from", String()),
+    Column("answer_type", String()),
+    Column("answer_status", String()),
+    Column("answer_text", LargeBinary()),
+    Index("ix_messages_queue_id", "queue_id"),
+)
+
+# Holds only what is still owed, so that it stays small however many messages are kept.
+_owed = messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None)
+Index("ix_messages_owed", messages.c.recorded_at, sqlite_where=_owed, postgresql_where=_owed)
+
+transactions = Table(
+    "transactions",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("token", String(), ForeignKey("messages.token", ondelete="CASCADE"), nullable=False),
+    Column("peer", String(), nullable=False),
+    Column("direction", String(), nullable=False),
+    Column("type", String(), nullable=False),
+    Column("transaction_id", String(), nullable=False),
+    Column("message_id", String(), nullable=False),
+    Column("originator", String(), nullable=False),
+    Column("recipient", String(), nullable=False),
+    Column("state", String(), nullable=False),
+    Column("status", String()),
+    Column("ack_requested", Boolean(), nullable=False),
+    Column("delivery_report", Boolean(), nullable=False),
+    Column("read_reply", Boolean(), nullable=False),
+    Column("updated_at", UtcDateTime(), nullable=False),
+    Index("ix_transactions_token", "token"),
+    Index("ix_transactions_message_id", "message_id"),
+    # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.
+    Index("ix_transactions_correlation", "transaction_id", "peer", "direction"),
+)
+
+# An event may be about a token that this store does not hold (a backup was restored): no foreign key there.
+events = Table(
+    "events",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("transaction_row", _RowId, ForeignKey("transactions.id", ondelete="CASCADE")),
+    Column("token", String()),
+    Column("at", UtcDateTime(), nullable=False),
+    Column("what", String(), nullable=False),
+    Column("queue_id", String()),
+    Column("detail", Text()),
+    Index("ix_events_transaction_row", "transaction_row"),
+    Index("ix_events_token", "token"),
+)

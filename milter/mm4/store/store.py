@@ -1,0 +1,243 @@
+"""The store: what is kept of every MM4 transaction, for all threads of a process and all processes at once.
+
+Writes give futures that resolve when the commit is on disk; reads are answered at once and see every commit.
+Whatever fails is a StoreError, raised by a read and held by the future of a write: temporary, naming the
+place and the cure. Nothing waits longer than `busy_seconds` for another process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, func, select, text
+
+from ..protocol.errors import StoreError
+from ..protocol.transaction import Message
+from . import records, transitions
+from .database import Database
+from .records import clean
+from .schema import transactions
+from .trace import trace
+from .upgrade import prepare
+from .writer import Operation, Writer
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+_COUNTS = select(transactions.c.direction, transactions.c.state, func.count()).group_by(
+    transactions.c.direction, transactions.c.state
+)
+# Changes nothing, but has to be written and flushed like a change.
+_TOUCH = text("UPDATE alembic_version SET version_num = version_num")
+
+
+class Store:
+    """An open store, made by `Store.open`; every method may be called from any thread.
+
+    Open it in the process that uses it: after fork() it answers with StoreError. Times are aware datetimes;
+    ids are unquoted.
+    """
+
+    def __init__(self, database: Database, readers: Engine, writer: Writer | None) -> None:
+        self._database = database
+        self._readers = readers
+        self._writer = writer
+        self._process = os.getpid()
+        self._closed = False
+
+    @classmethod
+    def open(cls, url: str, *, busy_seconds: float = 5.0, migrate: bool = True, read_only: bool = False) -> Store:
+        """Open the store at `sqlite:////absolute/path` or `postgresql://...`, creating or migrating it.
+
+        `busy_seconds` is the longest that anything waits for another process's lock. Without `migrate`, and
+        with `read_only`, a store that is missing or old is an error. Raises StoreError: no such folder, not
+        writable, not a database, a schema newer than this code, a URL that names no store.
+        """
+        database = Database.parse(url, busy_seconds, read_only)
+        readers = database.engine("reader")
+        try:
+            prepare(database, readers, migrate and not read_only)
+        except BaseException:
+            readers.dispose()
+            raise
+        return cls(database, readers, None if read_only else Writer(database, database.engine("writer")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what was handed in and close. Later writes fail at once, later reads raise StoreError."""
+        self._closed = True
+        if self._writer is not None:
+            self._writer.close()
+        # In a forked child the connections are the parent's: closing them there would clear its WAL.
+        self._readers.dispose(close=os.getpid() == self._process)
+
+    def record(self, message: Message) -> Future[None]:
+        """Keep a message and its transactions. A token that is already kept is a StoreError."""
+        try:
+            operation = records.recording(message)
+        except Exception as error:
+            failed: Future[None] = Future()
+            failed.set_exception(self._database.failure(error))
+            return failed
+        return self._write(operation)
+
+    def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
+        """Postfix has the message: what was RECORDED is WAITING (outward, ack requested) or ACCEPTED.
+
+        Only the first call counts. `queue_id` is kept only where none was recorded. The result is whether
+        the token is known.
+        """
+        return self._write(lambda connection: transitions.accept(connection, token, at, queue_id))
+
+    def answered(self, token: str, at: datetime, answer_queue_id: str | None) -> Future[bool]:
+        """The RES of the message was submitted: its inward transactions are ANSWERED with the RES's status.
+
+        What was REFUSED stays so. Only the first call counts; accepts the message too if nobody did. The
+        result is whether the token is known.
+        """
+        return self._write(lambda connection: transitions.answer(connection, token, at, answer_queue_id))
+
+    def receive_answer(  # noqa: PLR0917  a RES has this many parts
+        self,
+        peer: str,
+        type: str,
+        transaction_id: str,
+        message_id: str | None,
+        status: str,
+        text: str | None,
+        at: datetime,
+        queue_id: str | None,
+        host: str,
+        recipients: tuple[str, ...] = (),
+    ) -> Future[int]:
+        """A RES of `type` came in from `peer`: what went out to that peer under these ids is ANSWERED.
+
+        `message_id` None leaves it out of account; `recipients`, where given, narrows. The first answer
+        counts, a repeated one is an event, and one that fits nothing an event without a transaction. The
+        result is the number of transactions that it fits.
+        """
+        ids = f"transaction id {transaction_id!r}" + ("" if message_id is None else f", message id {message_id!r}")
+        detail = clean(f"{type} {status} from {peer} at {host}, {ids}" + (f": {text}" if text else ""))
+        return self._write(
+            lambda connection: transitions.receive_answer(
+                connection,
+                peer=peer,
+                type_=clean(type),
+                transaction_id=clean(transaction_id),
+                message_id=None if message_id is None else clean(message_id),
+                status=clean(status),
+                at=at,
+                recipients=tuple(map(clean, recipients)),
+                queue_id=queue_id,
+                detail=detail,
+            )
+        )
+
+    def bounced(  # noqa: PLR0917  a bounce has this many parts
+        self, token: str, recipient: str | None, status: str, detail: str, at: datetime, queue_id: str | None
+    ) -> Future[int]:
+        """Delivery failed to `recipient`, or to all (None): BOUNCED with `status`.
+
+        The status of a transaction that was answered, or bounced before, is kept. The result is the number
+        of transactions concerned; where there are none, an event `unknown bounce` is kept for the token.
+        """
+        cleaned = clean(detail)
+        return self._write(
+            lambda connection: transitions.bounce(
+                connection,
+                token,
+                recipient=None if recipient is None else clean(recipient),
+                status=clean(status),
+                at=at,
+                queue_id=queue_id,
+                detail=cleaned,
+            )
+        )
+
+    def event(
+        self,
+        token: str | None,
+        at: datetime,
+        what: str,
+        queue_id: str | None = None,
+        detail: str | None = None,
+    ) -> Future[None]:
+        """Keep an event about the message as a whole; the token need not be known."""
+        cleaned = None if detail is None else clean(detail)
+        return self._write(
+            lambda connection: transitions.add_event(
+                connection, token=token, at=at, what=what, queue_id=queue_id, detail=cleaned
+            )
+        )
+
+    def message(self, token: str) -> Message | None:
+        """Read a message with its transactions and answer; None where the token is unknown."""
+        return self._read(lambda connection: records.load(connection, clean(token)))
+
+    def owed(self, older_than: datetime | None = None) -> list[Message]:
+        """Read the messages whose answer is not out yet, oldest first; `older_than`: recorded before it."""
+        return self._read(lambda connection: records.load_owed(connection, older_than))
+
+    def trace(self, identifier: str) -> list[dict[str, Any]]:
+        """Read all transactions whose message id, transaction id, token or queue id is the identifier.
+
+        In time order, as `mm4 trace --json` prints them; surrounding quotes of the identifier are ignored.
+        """
+        return self._read(lambda connection: trace(connection, clean(identifier)))
+
+    def counts(self) -> dict[str, int]:
+        """Count the transactions by direction and state: `{"in/answered": 12, "out/waiting": 3}`.
+
+        Reads every transaction: for statistics, not for the way of a message.
+        """
+        return self._read(
+            lambda connection: {
+                f"{direction}/{state}": number for direction, state, number in connection.execute(_COUNTS)
+            }
+        )
+
+    def ping(self) -> None:
+        """Write, and commit to disk, nothing; raises StoreError unless the store can be written now."""
+
+        def touch(connection: Connection) -> None:
+            connection.execute(_TOUCH)
+
+        future = self._write(touch)
+        # The margin beyond the lock is for a flush under way; a disk that never returns is no store.
+        limit = 2 * self._database.busy_seconds + 5
+        try:
+            future.result(limit)
+        except FutureTimeoutError:
+            raise StoreError(f"store {self._database}: not written within {limit:g} s; check the disk") from None
+
+    def _write(self, operation: Operation[T]) -> Future[T]:
+        if self._writer is not None:
+            return self._writer.submit(operation)
+        refused: Future[T] = Future()
+        refused.set_exception(StoreError(f"store {self._database}: was opened read-only"))
+        return refused
+
+    def _read(self, query: Callable[[Connection], T]) -> T:
+        if self._closed:
+            raise StoreError(f"store {self._database}: is closed")
+        if os.getpid() != self._process:
+            raise StoreError(f"store {self._database}: was opened before fork(); open it in the child")
+        try:
+            with self._readers.connect() as connection:
+                return query(connection)
+        except Exception as error:
+            raise self._database.failure(error) from error

@@ -1,0 +1,107 @@
+"""Brings the schema to the revision that this code knows, and refuses one that it does not know.
+
+Opening a store is part of every start, so where nothing is to do it costs one query; Alembic is imported
+only where something is. Several processes may open a new file at once: the first takes the write lock and
+migrates in one transaction, the others then find the work done. A failure leaves the schema as it was.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
+
+from ..protocol.errors import StoreError
+from .database import Database
+from .schema import REVISION, REVISIONS
+
+__all__ = ["prepare"]
+
+_VERSION = text("SELECT version_num FROM alembic_version")
+_ADVISORY_LOCK = 0x6D6D34  # "mm4"; the same number in every process, and nobody else's
+
+
+def prepare(database: Database, readers: Engine, migrate: bool) -> None:
+    """Make sure that the schema is ours; with `migrate`, create it or bring it up to date.
+
+    Raises StoreError where it is missing or old and may not be changed, newer than this code, or where the
+    database belongs to something else.
+    """
+    there = database.check(create=migrate)
+    if there:
+        found = _quick_revision(database, readers)
+        if found == REVISION:
+            return
+        _refuse_unknown(database, found)
+        if not migrate:
+            state = "has no schema" if found is None else f"has schema {found}, older than {REVISION}"
+            raise StoreError(f"store {database}: {state}; start mm4 serve once, it brings the store up to date")
+    _upgrade(database)
+
+
+def _quick_revision(database: Database, readers: Engine) -> str | None:
+    """Give the revision with one query, or None where there is no version table."""
+    try:
+        with readers.connect() as connection:
+            return connection.execute(_VERSION).scalar()
+    except DBAPIError as error:
+        # SQLite reports a missing table as a plain error, PostgreSQL as a wrong statement.
+        missing = (
+            isinstance(error, ProgrammingError) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+        )
+        if missing:
+            return None
+        raise database.failure(error) from error
+    except SQLAlchemyError as error:
+        raise database.failure(error) from error
+
+
+def _refuse_unknown(database: Database, found: str | None) -> None:
+    if found is not None and found not in REVISIONS:
+        raise StoreError(
+            f"store {database}: its schema {found} is newer than this mm4, which knows {REVISION}; "
+            "install the newer mm4 again, or restore a backup from before the upgrade"
+        )
+
+
+def _upgrade(database: Database) -> None:
+    """Migrate under the write lock; waits for another process that does the same."""
+    engine = database.engine("migrator")
+    deadline = time.monotonic() + database.busy_seconds
+    while True:
+        try:
+            with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                _migrate(database, connection)
+            return
+        except StoreError:
+            raise
+        except Exception as error:
+            # Two processes that turn a new file to WAL at once: SQLite tells one of them "busy" at once.
+            if not database.busy(error) or time.monotonic() >= deadline:
+                raise database.failure(error) from error
+            time.sleep(0.002)
+
+
+def _migrate(database: Database, connection: Connection) -> None:
+    tables = inspect(connection).get_table_names()
+    found = connection.execute(_VERSION).scalar() if "alembic_version" in tables else None
+    if found == REVISION:
+        return
+    _refuse_unknown(database, found)
+    if found is None and set(tables) - {"alembic_version"}:
+        raise StoreError(
+            f"store {database}: holds tables of something else ({', '.join(sorted(tables)[:3])}); "
+            "give mm4 a database of its own"
+        )
+    # Imported here because it costs more than the rest of the opening (see the top of this module).
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "mm4.store:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
