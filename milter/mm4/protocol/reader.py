@@ -66,7 +66,8 @@ class _Reading:
         return places
 
     def pdu(self) -> Pdu:
-        type_name, type_text = self._read_type()
+        type_places = self._chosen(self.dialect.fields["message_type"])
+        type_name, type_text = self._read_type(type_places)
         if not self.mm4:
             self._error(None, None, "type", "no MM4 header stands in this message", None)
             return Pdu(None, None, self.dialect.name, False, problems=tuple(self.problems))
@@ -74,9 +75,11 @@ class _Reading:
             self._error(None, None, "headers", f"a PDU has at most {MAX_HEADERS} header lines and 2 MB of them", CORRUPT)
         found: dict[str, tuple[Found, ...]] = {}
         for field in self.dialect.fields.values():
+            if field.kind == "type":
+                found[field.name] = type_places
+                continue
             found[field.name] = self._chosen(field)
-            if field.kind != "type":
-                self._read_field(field, type_name, found[field.name])
+            self._read_field(field, type_name, found[field.name])
         if type_name is not None:
             self._demand_mandatory(type_name)
         order = {UNSUPPORTED: 0, CORRUPT: 1, UNRESOLVED: 2}
@@ -93,9 +96,8 @@ class _Reading:
             tuple(problems),
         )
 
-    def _read_type(self) -> tuple[str | None, str | None]:
+    def _read_type(self, places: tuple[Found, ...]) -> tuple[str | None, str | None]:
         field = self.dialect.fields["message_type"]
-        places = self._chosen(field)
         if not places or not places[0].raw:
             if self.mm4:
                 self._error(field, None, "mandatory", "no message type; a PDU names one, for example "

@@ -24,12 +24,14 @@ class Verbatim:
     text: str
 
 
-def write(pdu_type: str, values: Mapping[str, Any], dialect: Dialect) -> list[tuple[str, str]]:
+def write(
+    pdu_type: str, values: Mapping[str, Any], dialect: Dialect, *, partial: bool = False
+) -> list[tuple[str, str]]:
     """Header lines (name, value folded with LF) of a PDU of the 3GPP type `pdu_type`, in the dialect's order.
 
     `values` holds typed values by field, None or absent for what is not written; version and type are
-    filled in. Raises ProtocolError where a mandatory field has no value, a value does not fit its field, or a
-    field has no place in this PDU.
+    filled in. Raises ProtocolError where a mandatory field has no value (unless `partial`: the answer to a REQ
+    that named no id can name none), a value does not fit its field, or a field has no place in this PDU.
     """
     rows = dialect.pdus.get(pdu_type)
     if rows is None:
@@ -43,7 +45,7 @@ def write(pdu_type: str, values: Mapping[str, Any], dialect: Dialect) -> list[tu
         field = dialect.fields[row.field]
         value = given.get(row.field)
         if value is None or value == ():
-            if row.presence == "mandatory":
+            if row.presence == "mandatory" and not partial:
                 raise ProtocolError(f"{field.header} is mandatory in {pdu_type} ({row.source})")
             continue
         several = field.kind in ("indexed_addresses", "indexed_dates")

@@ -1,0 +1,84 @@
+"""The RES to a REQ: to whom, from whom, and every byte of it.
+
+Both ids are echoed as they stood. Everything we write is ASCII and every address of ours carries its domain,
+so that Postfix changes nothing on the way. A RES is never sent outside the peer's domains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+from ..protocol.address import Address, Kind, parse_address
+from ..protocol.dialect import Dialect
+from ..protocol.headers import join
+from ..protocol.pdu import Pdu
+from ..protocol.transaction import Answer
+from ..protocol.values import Unreadable, read_id
+from ..protocol.writer import Verbatim, write
+from .config import Local, domain_of
+from .names import via
+from .routing import Side
+
+__all__ = ["answer_address", "compose_answer"]
+
+
+def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
+    """Where a RES goes: the originator system where one stands, else the first of Sender, MAIL FROM and the
+    configured system address that lies in the peer's domains; None where no address does.
+    """
+    peer = side.peer
+    if peer is None:
+        return None
+    named = pdu.get("originator_system")
+    if isinstance(named, Address) and named.domain:
+        return named.write() if named.domain.lower() in peer.domains else None
+    sender = pdu.get("sender_header")
+    candidates = [sender.write() if isinstance(sender, Address) and sender.domain else None]
+    if mail_from and parse_address(mail_from).kind is not Kind.INVALID:
+        candidates.append(mail_from)
+    candidates.append(peer.system_address)
+    return next((c for c in candidates if c and domain_of(c) in peer.domains), None)
+
+
+def compose_answer(
+    pdu: Pdu, status: str, text: str | None, rcpt_to: str, side: Side, dialect: Dialect, token: str, now: datetime
+) -> Answer:
+    """The RES to `pdu` with a request status, for `rcpt_to`. The same arguments give the same bytes."""
+    peer = side.peer
+    assert peer is not None  # noqa: S101 - only peers are answered
+    request = pdu.type or "MM4_forward.REQ"
+    answer_type = dialect.answer_type(request) or "MM4_forward.RES"
+    local = side.local
+    values = {
+        "transaction_id": _echo(pdu, "transaction_id"),
+        "message_id": _echo(pdu, "message_id"),
+        "status_code": status,
+        "status_text": text,
+        "sender": _system(local),
+        "recipients": (parse_address(rcpt_to),),
+        "date": now,
+        "content_type": Verbatim("text/plain; charset=us-ascii"),
+    }
+    lines = write(answer_type, values, dialect, partial=True)
+    # The token itself stays secret: it opens the responder.
+    name = hashlib.sha256(token.encode()).hexdigest()[:32]
+    lines += [("Message-ID", f"<{name}@{local.domain}>"), ("MIME-Version", "1.0")]
+    mail_from = local.system_address if peer.mail_from == "system" else ""
+    return Answer(via(rcpt_to, side.name), mail_from, answer_type, status, join(lines, b""))
+
+
+def _echo(pdu: Pdu, name: str) -> Verbatim | None:
+    """The id exactly as the peer wrote it; None where it cannot be written back."""
+    for place in pdu.found.get(name, ()):
+        text = place.raw.decode("latin-1")
+        try:
+            read_id(text)
+        except Unreadable:
+            continue
+        return Verbatim(text)
+    return None
+
+
+def _system(local: Local) -> Address:
+    return parse_address(local.system_address)

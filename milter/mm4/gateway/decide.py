@@ -1,0 +1,285 @@
+"""The decision about one message: bytes and configuration in, a Verdict out.
+
+No I/O, no clock: who asked, what came, when and under which token stand in the Mail. The order of the questions
+is the order of design section 2: what is it, is it right, where does it go, what changes, what is answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..protocol.address import Address
+from ..protocol.dialect import Dialect, builtin
+from ..protocol.errors import ProtocolError, Reply
+from ..protocol.headers import unfold
+from ..protocol.pdu import Pdu
+from ..protocol.reader import read
+from ..protocol.transaction import Direction, Message, State, Transaction
+from .answers import answer_address, compose_answer
+from .edits import MAX_CHANGED, Edit, in_order
+from .envelope import HOME
+from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
+from .rewriting import (
+    COMPLETABLE,
+    commit_recipient,
+    completions,
+    inward_edits,
+    inward_sender,
+    outward_edits,
+    outward_sender,
+    replacements,
+)
+from .routing import LOCAL, Router, Side
+from .verdict import Action, Arrival, Mail, Recipient, Verdict
+
+__all__ = ["decide"]
+
+FORWARD_REQ = "MM4_forward.REQ"
+CORRUPT = "Error-message-format-corrupt"
+UNSUPPORTED = "Error-unsupported-message"
+DENIED = "Error-service-denied"
+
+
+def decide(mail: Mail, router: Router, side: Side) -> Verdict:
+    """The verdict on `mail` from `side`. Raises nothing but the project's errors."""
+    return _Decision(mail, router, side).verdict()
+
+
+class _Decision:
+    """One message, one configuration, one verdict."""
+
+    def __init__(self, mail: Mail, router: Router, side: Side) -> None:
+        self.mail = mail
+        self.router = router
+        self.side = side
+        self.local = side.local
+        self.dialect: Dialect = builtin(side.peer.dialect if side.peer else "3gpp")
+        self.pdu: Pdu = read(mail.headers, self.dialect, self.local.region if side.peer is None else None)
+        self.direction = Direction.IN if side.peer else Direction.OUT
+        self.numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
+        self.monitor = side.peer is not None and side.peer.on_violation == "monitor"
+
+    def verdict(self) -> Verdict:
+        if self._is_bounce():
+            return Verdict(Action.ACCEPT, ACCEPTED, self.direction, reason="bounce")
+        pdu = self.pdu
+        if not pdu.mm4:
+            return self._refuse(REPLIES[CORRUPT], CORRUPT, "no MM4 header stands in this message")
+        if pdu.is_answer:
+            return self._answer_received()
+        finding = self._finding()
+        if finding is not None:
+            return self._violation(*finding)
+        if not self.numbers:
+            return self._refuse(NOT_SERVED, None, "no subscriber among the recipients")
+        return self._forward()
+
+    # -- what is it
+
+    def _is_bounce(self) -> bool:
+        """A delivery status notification for us (RFC 3464), whoever made it: it goes to the responder as it is.
+
+        One may come to a subscriber's number, when a peer's MTA bounces what we sent in his name.
+        """
+        if self.mail.mail_from or self.pdu.mm4:
+            return False
+        ours = all(
+            r.raw.strip("<>").rpartition("@")[2].lower() in self.router.own_domains for r in self.mail.recipients
+        )
+        return ours and self.pdu.get("content_type") == "multipart/report"
+
+    def _finding(self) -> tuple[str, str] | None:
+        """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
+        pdu = self.pdu
+        for problem in pdu.errors:
+            if problem.rule == "mandatory" and self.side.peer is None and problem.field in COMPLETABLE:
+                continue
+            where = f"{problem.header}: " if problem.header and problem.rule != "mandatory" else ""
+            return problem.status or CORRUPT, where + problem.text
+        if pdu.type != FORWARD_REQ:
+            return UNSUPPORTED, f"{pdu.type} is not served by this gateway"
+        if self._circles():
+            return DENIED, "the message runs in circles"
+        for place in pdu.found.get("ack_request", ()):
+            if len(place.raw) >= MAX_CHANGED:
+                return CORRUPT, f"{place.name} is too long to be changed"
+        return None
+
+    def _circles(self) -> bool:
+        received = sum(1 for h in self.mail.headers if h.name.lower() == "received")
+        hops = {
+            index
+            for index, address in self.pdu.get("previously_sent_by") or ()
+            if isinstance(address, Address) and (address.domain or "").lower() in self.router.own_domains
+        }
+        return (
+            received > LIMITS["received"]
+            or (self.pdu.get("forward_counter") or 0) > LIMITS["forward_counter"]
+            or len(hops) > LIMITS["own_hops"]
+        )
+
+    # -- what becomes of it
+
+    def _answer_received(self) -> Verdict:
+        """A RES ends here and is never answered."""
+        pdu = self.pdu
+        if pdu.type is None or pdu.errors:
+            problem = pdu.errors[0].text if pdu.errors else "unknown type"
+            if self.monitor:
+                return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=problem)
+            status = CORRUPT if pdu.type else UNSUPPORTED
+            return self._refuse(REPLIES[status], status, problem)
+        if self.side.peer is None:
+            return Verdict(
+                Action.DISCARD, ENDED, self.direction, pdu, reason="the gateway answers peers, this RES is not needed"
+            )
+        arrival = Arrival(
+            self.side.name,
+            pdu.type,
+            pdu.get("transaction_id"),
+            pdu.get("message_id"),
+            pdu.get("status_code"),
+            pdu.get("status_text"),
+        )
+        return Verdict(Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, arrival=arrival)
+
+    def _violation(self, status: str, reason: str) -> Verdict:
+        """A REQ that breaks a rule: answered, refused, or let through and logged, as the peer's entry says."""
+        peer = self.side.peer
+        reply = REPLIES[status]
+        if peer is None:
+            return self._refuse(Reply(reply.code, reply.enhanced, _one_line(reason)), status, reason)
+        if self.monitor and self.numbers:
+            return replace(self._forward(), status=status, reason=f"monitor: {reason}")
+        rcpt_to = answer_address(self.pdu, self.mail.mail_from, self.side)
+        if peer.on_violation == "reject" or not self._answerable():
+            return self._refuse(reply, status, reason)
+        if rcpt_to is None:
+            return self._refuse(NO_RES_ADDRESS, status, reason)
+        answer = compose_answer(
+            self.pdu, status, _one_line(reason), rcpt_to, self.side, self.dialect, self.mail.token, self.mail.now
+        )
+        return Verdict(
+            Action.ACCEPT,
+            ACCEPTED,
+            self.direction,
+            self.pdu,
+            status=status,
+            reason=reason,
+            deleted=tuple(r.raw for r in self.mail.recipients),
+            added=(commit_recipient(self.mail.token),),
+            record=replace(self._record(Direction.IN, self.side.name, State.REFUSED, status), answer=answer),
+            answers=(answer,),
+        )
+
+    def _forward(self) -> Verdict:
+        """A forward.REQ that goes on: to the local side, or to a peer."""
+        target = self.numbers[0].destination
+        assert target is not None  # noqa: S101 - numbers have one
+        answer = None
+        if self.side.peer is not None and self._answerable():
+            rcpt_to = answer_address(self.pdu, self.mail.mail_from, self.side)
+            if rcpt_to is not None:
+                answer = compose_answer(
+                    self.pdu, "Ok", None, rcpt_to, self.side, self.dialect, self.mail.token, self.mail.now
+                )
+            elif not self.monitor:
+                return self._refuse(NO_RES_ADDRESS, DENIED, "X-Mms-Originator-System is outside the peer's domains")
+        try:
+            verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
+        except ProtocolError as error:
+            # The local side's message cannot be written as the peer's dialect wants it.
+            return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
+        assert verdict.record is not None  # noqa: S101
+        return replace(
+            verdict, record=replace(verdict.record, answer=answer), answers=(answer,) if answer else (), status="Ok"
+        )
+
+    def _inward(self) -> Verdict:
+        served = self.router.serves(_number(self.numbers[0]))
+        local = served[1] if served else self.local
+        sender, parameters = inward_sender(local, self.mail.token)
+        record = self._record(Direction.IN, self.side.name, State.RECORDED, None)
+        return self._accept(sender, parameters, inward_edits(self.pdu), record)
+
+    def _outward(self, name: str) -> Verdict:
+        peer = self.router.config.peers[name]
+        dialect = builtin(peer.dialect)
+        completed = completions(
+            self.pdu, dialect, self.local, self.mail.mail_from, self.numbers, self.mail.token, self.mail.now
+        )
+        lacking = {p.field for p in self.pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
+        if lacking and not self.monitor:
+            header = dialect.fields[sorted(f for f in lacking if f)[0]].header
+            raise ProtocolError(f"{header} is missing and cannot be completed")
+        edits = outward_edits(self.pdu, self.dialect, dialect, self.local, peer, completed)
+        sender, parameters = outward_sender(self.pdu.get("sender") or completed.get("sender"), self.local, self.mail.token)
+        record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
+        return self._accept(sender, parameters, edits, record)
+
+    def _accept(self, sender: str, parameters: str, edits: list[Edit], record: Message) -> Verdict:
+        return Verdict(
+            Action.ACCEPT,
+            ACCEPTED,
+            self.direction,
+            self.pdu,
+            mail_from=sender,
+            mail_from_parameters=parameters,
+            deleted=tuple(r.raw for r in self.mail.recipients),
+            added=(*replacements(self.numbers), commit_recipient(self.mail.token)),
+            edits=tuple(in_order(edits)),
+            record=record,
+        )
+
+    def _refuse(self, reply: Reply, status: str | None, reason: str) -> Verdict:
+        return Verdict(Action.REJECT, reply, self.direction, self.pdu, status=status, reason=reason)
+
+    # -- what is asked and remembered
+
+    def _answerable(self) -> bool:
+        """A RES was asked for, and answering cannot start a loop (class Auto from nobody is a machine's)."""
+        automatic = self.pdu.get("message_class") == "Auto" and not self.mail.mail_from
+        return self.pdu.ack_request and not automatic
+
+    def _record(
+        self,
+        direction: Direction,
+        peer: str,
+        state: State,
+        status: str | None,
+        completed: dict[str, object] | None = None,
+        ack_requested: bool | None = None,
+    ) -> Message:
+        pdu, completed = self.pdu, completed or {}
+        originator = pdu.get("sender") or completed.get("sender")
+        recipients = dict.fromkeys(
+            (r.destination.number or "" if r.destination else "") or r.raw.strip("<>") for r in self.numbers
+        ) or {r.raw.strip("<>"): None for r in self.mail.recipients}
+        transactions = tuple(
+            Transaction(
+                transaction_id=pdu.get("transaction_id") or completed.get("transaction_id") or "",
+                message_id=pdu.get("message_id") or completed.get("message_id") or "",
+                originator=originator.key if isinstance(originator, Address) else "",
+                recipient=recipient,
+                state=state,
+                status=status,
+                ack_requested=pdu.ack_request if ack_requested is None else ack_requested,
+                delivery_report=bool(pdu.get("delivery_report")),
+                read_reply=bool(pdu.get("read_reply")),
+            )
+            for recipient in recipients
+        )
+        mail = self.mail
+        return Message(
+            mail.token, direction, peer, pdu.type or pdu.type_text or "", mail.queue_id, mail.host, mail.now, transactions
+        )
+
+
+def _number(recipient: Recipient) -> str:
+    return (recipient.destination.number or "") if recipient.destination else ""
+
+
+def _one_line(text: str) -> str:
+    """A reason as it may stand in an SMTP reply or a Status-Text: one line of printable ASCII, at most 200 characters."""
+    clean = unfold(text.encode("ascii", "replace")).decode("ascii")
+    return "".join(c if 32 <= ord(c) < 127 else "?" for c in clean)[:200]

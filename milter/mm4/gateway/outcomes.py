@@ -1,0 +1,60 @@
+"""The outcome table (design section 3): what each finding means by SMTP and by MM4.
+
+A row says which request status a RES carries and which SMTP reply stands in for it where no RES may be sent.
+Our own failures have no row: they are temporary errors of the tree in `protocol.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..protocol.errors import Reply
+
+__all__ = [
+    "ACCEPTED",
+    "DRAINING",
+    "ENDED",
+    "LIMITS",
+    "NOT_SERVED",
+    "NO_RES_ADDRESS",
+    "ONE_PEER",
+    "REPLIES",
+    "STRANGER",
+    "TOO_LARGE",
+    "WRONG_SENDER",
+]
+
+ACCEPTED = Reply(250, "2.0.0", "Ok")
+ENDED = Reply(250, "2.0.0", "Ok: recorded")
+
+# RFC 3463 codes: 5.6.x content, 5.7.1 policy, 5.1.x address, 5.3.4 size.
+REPLIES: Mapping[str, Reply] = MappingProxyType(
+    {
+        "Error-message-format-corrupt": Reply(554, "5.6.0", "Malformed MM4 message"),
+        "Error-unsupported-message": Reply(554, "5.6.1", "MM4 message type not supported"),
+        "Error-sending-address-unresolved": Reply(553, "5.1.7", "From is no address"),
+        "Error-content-not-accepted": Reply(552, "5.3.4", "Message too large or content not accepted"),
+        "Error-service-denied": Reply(550, "5.7.1", "Service denied"),
+        "Error-message-not-found": Reply(550, "5.1.0", "No such message"),
+    }
+)
+
+STRANGER = Reply(550, "5.7.1", "This host exchanges MMS with its peers only")
+WRONG_SENDER = Reply(550, "5.7.1", "Sender address is not in this peer's domains")
+TOO_LARGE = Reply(552, "5.3.4", "Message exceeds the size agreed for this link")
+NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
+ONE_PEER = Reply(452, "4.5.3", "Recipients of one operator per message, send the others again")
+NO_RES_ADDRESS = Reply(550, "5.7.1", "No address for the acknowledgement in this peer's domains")
+DRAINING = Reply(421, "4.3.2", "Service restarting, connect again")
+
+LIMITS: Mapping[str, int] = MappingProxyType(
+    {
+        # Received lines beyond which a message runs in circles; Postfix itself stops at 50 (hopcount_limit).
+        "received": 30,
+        # Times a message may have been forwarded from subscriber to subscriber. No document names a number.
+        "forward_counter": 10,
+        # Indexes of Previously-sent-by that may name our own domain: once is a message that comes home.
+        "own_hops": 1,
+    }
+)

@@ -1,0 +1,152 @@
+"""What changes in a message on its way: header edits inward and outward, and the envelope.
+
+A REQ between operators passes byte for byte but for what is listed here. Inward only the ack request is taken
+back, because the gateway answers. Outward the headers take the peer's names and spellings, what its dialect
+demands and the local side left out is added, and the originator system becomes ours, so that the RES comes home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from ..protocol.address import Address, Kind, parse_address, split_list
+from ..protocol.dialect import Dialect, Field
+from ..protocol.pdu import Found, Pdu
+from ..protocol.writer import Verbatim, write_value
+from .config import Local, Peer
+from .edits import Edit
+from .names import RESPONDER_DOMAIN
+from .verdict import Recipient
+
+__all__ = [
+    "COMPLETABLE",
+    "commit_recipient",
+    "completions",
+    "inward_edits",
+    "inward_sender",
+    "outward_edits",
+    "outward_sender",
+    "replacements",
+]
+
+COMPLETABLE = frozenset(
+    {"mms_version", "transaction_id", "message_id", "date", "content_type", "sender", "recipients", "originator_system"}
+)
+"""Fields that the gateway writes for a local message that lacks them."""
+
+
+def commit_recipient(token: str) -> tuple[str, str]:
+    """The recipient by which Postfix tells us that it kept the message; NEVER, or its bounce would go to the peer."""
+    return f"{token}@{RESPONDER_DOMAIN}", "NOTIFY=NEVER"
+
+
+def replacements(recipients: tuple[Recipient, ...]) -> tuple[tuple[str, str], ...]:
+    """What the accepted recipients become, each once, with its ESMTP parameters."""
+    becomes = dict.fromkeys(r.destination.becomes for r in recipients if r.destination and r.destination.becomes)
+    return tuple((address, "NOTIFY=FAILURE") for address in becomes if address)
+
+
+def inward_sender(local: Local, token: str) -> tuple[str, str]:
+    """Envelope sender of the local leg: every bounce, ours or the MMSC's later one, comes home and not to the peer."""
+    return f"{token}@{local.domain}", f"RET=HDRS ENVID={token}"
+
+
+def outward_sender(originator: Address | None, local: Local, token: str) -> tuple[str, str]:
+    """Envelope sender towards a peer: the originator in our domain, or the system for one who has no number."""
+    if originator is not None and originator.kind in (Kind.E164, Kind.SHORT_CODE):
+        return originator.write(local.domain), f"RET=HDRS ENVID={token}"
+    return local.system_address, f"RET=HDRS ENVID={token}"
+
+
+def inward_edits(pdu: Pdu) -> list[Edit]:
+    """A forward.REQ on its way to the local side: nobody there shall answer what the gateway answers."""
+    if not pdu.ack_request:
+        return []
+    return [Edit("change", place.name, place.occurrence, "No") for place in pdu.found.get("ack_request", ())]
+
+
+def outward_edits(
+    pdu: Pdu, source: Dialect, target: Dialect, local: Local, peer: Peer, completed: dict[str, Any]
+) -> list[Edit]:
+    """A forward.REQ on its way to a peer, read by `source`, written by `target`.
+
+    `completed` holds typed values for fields that the message lacks.
+    """
+    edits: list[Edit] = []
+    values = dict(completed)
+    values["message_type"] = pdu.type
+    values["originator_system"] = parse_address(local.system_address)
+    if peer.ack.request != pdu.ack_request:
+        values["ack_request"] = peer.ack.request
+    for field in target.fields.values():
+        places = pdu.found.get(field.name, ())
+        if not places and field.name not in values:
+            continue
+        edits += _write_field(field, places, values, pdu, target)
+    return edits
+
+
+def _write_field(
+    field: Field, places: tuple[Found, ...], values: dict[str, Any], pdu: Pdu, target: Dialect
+) -> Iterator[Edit]:
+    wanted = write_value(values[field.name], field, target) if field.name in values else None
+    own = {field.header.lower(), *(name.lower() for name in field.also)}
+    if field.name == "ack_request" and wanted == "No" and not places:
+        return
+    if not places:
+        yield Edit("add", field.header, 0, wanted)
+        return
+    if places[0].name.lower() in own:
+        for index, place in enumerate(places):
+            new = wanted if index == 0 and wanted is not None else _international(field, place, pdu)
+            if new is not None and new != place.raw.decode("latin-1"):
+                yield Edit("change", place.name, place.occurrence, new)
+        return
+    # The field stands under another dialect's name: that line goes, the peer's own name comes.
+    for index, place in enumerate(places):
+        yield Edit("delete", place.name, place.occurrence)
+        value = wanted if index == 0 and wanted is not None else place.raw.decode("latin-1")
+        yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+
+
+def _international(field: Field, place: Found, pdu: Pdu) -> str | None:
+    """The line with every national number in E.164 form; None where nothing needs it."""
+    if field.name not in ("sender", "recipients", "sender_header"):
+        return None
+    value = pdu.get(field.name)
+    known = {a.text.strip(): a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, Address)}
+    members = [known.get(member.strip()) for member in split_list(place.raw.decode("latin-1"))]
+    if None in members or not any(a and a.kind is Kind.E164 and "+" not in a.text for a in members):
+        return None
+    return ",\n ".join(a.write() for a in members if a is not None)
+
+
+def completions(
+    pdu: Pdu, target: Dialect, local: Local, mail_from: str, recipients: tuple[Recipient, ...], token: str, now: datetime
+) -> dict[str, Any]:
+    """Typed values for what the peer's dialect demands and the local side left out."""
+    rows = target.pdus[pdu.type or "MM4_forward.REQ"]
+    missing = {row.field for row in rows if (row.presence == "mandatory" or row.complete) and row.field not in pdu.values}
+    values: dict[str, Any] = {}
+    originator = pdu.get("sender")
+    if originator is None:
+        found = parse_address(mail_from, local.region)
+        originator = found if found.kind in (Kind.E164, Kind.SHORT_CODE) else None
+    numbers = dict.fromkeys(r.destination.number for r in recipients if r.destination and r.destination.number)
+    offers: dict[str, Any] = {
+        "mms_version": target.version,
+        "transaction_id": f"t{token[:16]}@{local.domain}",
+        "message_id": f"m{token[16:]}@{local.domain}",
+        "date": now,
+        "content_type": Verbatim("text/plain; charset=us-ascii"),
+        "sender": originator and parse_address(originator.local_part()),
+        "sender_header": originator and parse_address(originator.write(originator.domain or local.domain)),
+        # Envelope-only recipients are Bcc; only a message for one alone may name it.
+        "recipients": (parse_address(f"{next(iter(numbers))}/TYPE=PLMN"),) if len(numbers) == 1 else None,
+    }
+    for name in missing:
+        if offers.get(name) is not None:
+            values[name] = offers[name]
+    return values

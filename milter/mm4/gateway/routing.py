@@ -1,0 +1,91 @@
+"""Who a client is and where a number goes: the configuration's tables, compiled once.
+
+The most specific network names the client. Served numbers are asked before routes, whoever sends; of
+the routes the first that fits wins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from ..protocol.address import Address
+from .config import Config, Local, Peer
+from .names import MAILDIR_DOMAIN, via
+from .verdict import Destination
+
+__all__ = ["LOCAL", "MAILDIR", "Router", "Side"]
+
+LOCAL = "local"
+MAILDIR = "maildir"
+"""The next hop of numbers whose mail goes into Maildirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One end of the gateway: our own (`peer` is None) or a peer's; `local` is the identity that faces it."""
+
+    name: str
+    local: Local
+    peer: Peer | None
+
+
+class Router:
+    """Clients to sides and numbers to destinations, for one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        sides = [(network, Side(LOCAL, local, None)) for local in config.local for network in local.clients]
+        sides += [
+            (network, Side(name, config.home, peer)) for name, peer in config.peers.items() for network in peer.networks
+        ]
+        # The first that contains the address is the most specific one.
+        self._networks = sorted(sides, key=lambda item: -item[0].prefixlen)
+        self._served = sorted(
+            ((prefix, local) for local in config.local for prefix in local.numbers), key=lambda item: -len(item[0])
+        )
+        self.own_domains = frozenset(local.domain for local in config.local)
+
+    def side(self, client: str) -> Side | None:
+        """The side of a client address; None for a stranger and for what is no address."""
+        try:
+            address = ipaddress.ip_address(client.removeprefix("IPv6:"))
+        except ValueError:
+            return None
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return next((side for network, side in self._networks if address in network), None)
+
+    def local_of(self, domain: str) -> Local | None:
+        """The identity whose MM4 domain this is."""
+        return next((local for local in self.config.local if local.domain == domain.lower()), None)
+
+    def serves(self, number: str) -> tuple[str, Local] | None:
+        """The prefix and the identity that serve a number, or None."""
+        return next(((prefix, local) for prefix, local in self._served if number.startswith(prefix)), None)
+
+    def route(self, address: Address) -> Destination | None:
+        """Where an E.164 number goes, by served numbers and then by routes; None where nothing fits."""
+        number = address.number
+        if number is None:
+            return None
+        served = self.serves(number)
+        if served is not None:
+            prefix, local = served
+            return self._inward(number, local, f'local.numbers: "{prefix}"')
+        for index, route in enumerate(self.config.routes):
+            if number.startswith(route.prefix):
+                return self.outward(address, route.peer, f'routes[{index}]: prefix "{route.prefix}"')
+        return None
+
+    def outward(self, address: Address, peer: str, rule: str) -> Destination:
+        """A recipient on the way to a peer, in that peer's domain and through its next hop."""
+        link = self.config.peers[peer]
+        becomes = via(address.write(link.write_domain), peer)
+        return Destination(peer, address.number, becomes, link.next_hop, rule)
+
+    @staticmethod
+    def _inward(number: str, local: Local, rule: str) -> Destination:
+        if local.deliver_to is None:
+            return Destination(LOCAL, number, f"{number}@{MAILDIR_DOMAIN}", MAILDIR, rule)
+        return Destination(LOCAL, number, local.deliver_to.replace("{number}", number), local.next_hop, rule)

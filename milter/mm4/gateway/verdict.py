@@ -1,0 +1,105 @@
+"""What the gateway decides about one message, as a value: nothing here does anything.
+
+`postfix/milter.py` applies a verdict, `mm4 explain` prints one, tests compare them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ..protocol.errors import Reply
+from ..protocol.headers import Header
+from ..protocol.pdu import Pdu
+from ..protocol.transaction import Answer, Direction, Message
+from .edits import Edit
+
+__all__ = ["Action", "Arrival", "Destination", "Mail", "Recipient", "Verdict"]
+
+
+class Action(enum.StrEnum):
+    """What Postfix does with the message."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    TEMPFAIL = "tempfail"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an envelope recipient goes: `side` is `local`, a peer's name, or `home` (our own system address)."""
+
+    side: str
+    number: str | None = None
+    becomes: str | None = None
+    """The envelope address that Postfix delivers to, next-hop suffix included; None where it stays as it is."""
+    next_hop: str | None = None
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """An envelope recipient as the client gave it, and what was answered at RCPT."""
+
+    raw: str
+    """The very string seen at RCPT: only this one deletes the recipient again."""
+    reply: Reply
+    destination: Destination | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """One message as it arrived: everything decide() needs from the outside.
+
+    `side` is the client's (`local` or a peer's name); `mail_from` without brackets, empty for null; `recipients`
+    are the accepted ones; `token` is new for this message; `now` an aware datetime in UTC.
+    """
+
+    side: str
+    client: str
+    mail_from: str
+    recipients: tuple[Recipient, ...]
+    headers: tuple[Header, ...]
+    queue_id: str
+    host: str
+    token: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A RES that came in, to be correlated with what we sent. Ids are unquoted."""
+
+    peer: str
+    type: str
+    transaction_id: str
+    message_id: str | None
+    status: str
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision: Postfix's part (reply, envelope, header edits), and ours (what is recorded and answered)."""
+
+    action: Action
+    reply: Reply
+    direction: Direction
+    pdu: Pdu | None = None
+    status: str | None = None
+    """The request status that this message deserved, for the log and the counters."""
+    reason: str | None = None
+    """Why, where it was not simply accepted."""
+    mail_from: str | None = None
+    """The new envelope sender; None leaves it."""
+    mail_from_parameters: str = ""
+    deleted: tuple[str, ...] = ()
+    """Envelope recipients to delete, as seen at RCPT."""
+    added: tuple[tuple[str, str], ...] = ()
+    """Envelope recipients to add, with their ESMTP parameters."""
+    edits: tuple[Edit, ...] = ()
+    record: Message | None = None
+    arrival: Arrival | None = None
+    answers: tuple[Answer, ...] = field(default=())
