@@ -58,7 +58,7 @@ def _string(value: Any) -> Any:
     if isinstance(value, bool | int | float):
         raise ValueError(
             f"has to be a quoted string: YAML read a {type(value).__name__} ({value!r}) here; "
-            "put it in quotes, for example \"+49160\""
+            'put it in quotes, for example "+49160"'
         )
     return value
 
@@ -88,7 +88,7 @@ def _email(text: str) -> str:
 
 def _prefix(text: str) -> str:
     if not re.fullmatch(r"\+\d{0,15}", text):
-        raise ValueError(f"{text!r} is no number prefix: write a plus and digits in quotes, for example \"+49160\"")
+        raise ValueError(f'{text!r} is no number prefix: write a plus and digits in quotes, for example "+49160"')
     return text
 
 
@@ -140,11 +140,11 @@ def _endpoint(value: Any) -> Endpoint:
         if (address.version == 6) != host.startswith("["):
             raise ValueError("IPv6 stands in brackets")
     except ValueError:
-        raise ValueError(f'{value!r} is no address with a port: for example "192.0.2.1:25" or "[2001:db8::1]:25"') from None
+        raise ValueError(f'{value!r} is no address with a port such as "192.0.2.1:25" or "[2001:db8::1]:25"') from None
     return Endpoint(text)
 
 
-ListenOn = Annotated[str, AfterValidator(_endpoint), BeforeValidator(_string)]
+ListenOn = Annotated[Endpoint, BeforeValidator(_endpoint)]
 
 
 class _Section(BaseModel):
@@ -169,11 +169,13 @@ class Local(_Section):
         default_factory=list, description="Networks of the MMSC and applications that may send out."
     )
     deliver_to: Text | None = Field(
-        None, description="Envelope address of a subscriber on the local side; {number} is the E.164 number with its plus. "
-        "Any domain but `domain`. Left out: Maildirs below the state folder.",
+        None,
+        description="Envelope address of a subscriber on the local side; {number} is the E.164 number with "
+        "its plus. Any domain but `domain`. Left out: Maildirs below the state folder.",
     )
     next_hop: NextHop | None = Field(
-        None, description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
+        None,
+        description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
         "Maildirs below the state folder, one a number.",
     )
 
@@ -237,15 +239,16 @@ class Peer(_Section):
         None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
     )
     mail_from: Literal["system", "null"] = Field(
-        "system", description="Envelope sender of our acks: our system_address, so that their bounces come home, or null."
+        "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
     )
     max_size: Size | None = Field(None, description="Largest message on the wire, both ways. Default: Postfix's limit.")
     on_violation: Literal["respond", "reject", "monitor"] = Field(
-        "respond", description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
+        "respond",
+        description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
         "always 5xx, or deliver it and log.",
     )
     identity: Literal["strict", "log"] = Field(
-        "log", description="Whether an envelope sender or Originator-System outside `domains` is refused or only logged."
+        "log", description="Whether an envelope sender outside `domains` is refused (strict) or let pass."
     )
     transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
     answers: Literal["gateway"] = Field("gateway", description="Who answers this peer's REQs: the gateway.")
@@ -273,14 +276,14 @@ class PrefixRoute(_Section):
 class Service(_Section):
     """Where Postfix and the daemon meet the world."""
 
-    listen: ListenOn = Field(Endpoint("127.0.0.1:2525"), description="The MM4 smtpd line: where peers and the MMSC connect.")
+    listen: ListenOn = Field(
+        Endpoint("127.0.0.1:2525"), description="The MM4 smtpd line: where peers and the MMSC connect."
+    )
     submit: ListenOn = Field(
-        Endpoint("127.0.0.1:10026"), description="The private submission line, loopback only: exact headers, no filters."
+        Endpoint("127.0.0.1:10026"), description="The private submission line on loopback: exact headers, no filters."
     )
     workers: int = Field(2, ge=1, le=64, description="Milter processes.")
-    metrics: ListenOn | None = Field(
-        None, description="Where Prometheus reads the counters. Left out: no endpoint."
-    )
+    metrics: ListenOn | None = Field(None, description="Where Prometheus reads the counters. Left out: no endpoint.")
     drain: Duration = Field(5, description="How long a stopping worker answers MAIL with 421 before it goes.")
 
     @field_validator("submit")
@@ -296,7 +299,8 @@ class Folders(_Section):
 
     state: Text = Field("/var/lib/mm4", description="Maildirs, unclaimed mail, counters.")
     sockets: Text = Field(
-        "/var/spool/postfix/mm4", description="milter.sock and responder.sock; below Postfix's queue folder, so that "
+        "/var/spool/postfix/mm4",
+        description="milter.sock and responder.sock; below Postfix's queue folder, so that "
         "chrooted and unchrooted services see them.",
     )
     postfix: Text = Field("/etc/postfix", description="The Postfix instance's configuration folder.")

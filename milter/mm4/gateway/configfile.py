@@ -18,7 +18,7 @@ from ..protocol.dialect import builtin_names
 from ..protocol.errors import ConfigError
 from .config import Config
 
-__all__ = ["parse_config"]
+__all__ = ["origins", "parse_config"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -44,6 +44,7 @@ class _Tree:
         self.name = name
         self.lines: dict[Path, int] = {(): 1}
         self.problems: list[str] = []
+        self.value: Any = None
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -54,7 +55,7 @@ class _Tree:
             what = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ConfigError(f"{name}:{line}: not readable as YAML: {what}") from None
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
 
     def _build(self, loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -69,7 +70,7 @@ class _Tree:
                 if key in result:
                     first = self.lines[(*path, key)]
                     self.problems.append(
-                        f"{self.name}:{line}: {dotted((*path, key))}: stands here twice, first in line {first}; keep one"
+                        f"{self.name}:{line}: {dotted((*path, key))}: stands here twice (line {first}); keep one"
                     )
                     continue
                 self.lines[(*path, key)] = line
@@ -189,3 +190,24 @@ def _absolute(config: Config, base: PurePath) -> Config:
     if store.startswith("sqlite:///") and not store.startswith("sqlite:////"):
         store = f"sqlite:///{base / store.removeprefix('sqlite:///')}"
     return config.model_copy(update={"folders": folders, "store": store})
+
+
+def origins(config: Config, text: str, name: str) -> list[tuple[str, object, str]]:
+    """Every value in force as (dotted key, value, origin); the origin is `line N` of the file, or `default`."""
+    tree = _Tree(text, name)
+    rows: list[tuple[str, object, str]] = []
+
+    def walk(value: Any, path: Path) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(inner, (*path, key))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, inner in enumerate(value):
+                walk(inner, (*path, index))
+        else:
+            written = _in_file(path, tree)
+            origin = f"line {tree.lines[written]}" if written in tree.lines else "default"
+            rows.append((dotted(written), value, origin))
+
+    walk(config.model_dump(mode="json"), ())
+    return rows

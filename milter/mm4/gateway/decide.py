@@ -7,6 +7,7 @@ is the order of design section 2: what is it, is it right, where does it go, wha
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..protocol.address import Address
 from ..protocol.dialect import Dialect, builtin
@@ -175,7 +176,7 @@ class _Decision:
     def _forward(self) -> Verdict:
         """A forward.REQ that goes on: to the local side, or to a peer."""
         target = self.numbers[0].destination
-        assert target is not None  # noqa: S101 - numbers have one
+        assert target is not None
         answer = None
         if self.side.peer is not None and self._answerable():
             rcpt_to = answer_address(self.pdu, self.mail.mail_from, self.side)
@@ -190,7 +191,7 @@ class _Decision:
         except ProtocolError as error:
             # The local side's message cannot be written as the peer's dialect wants it.
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
-        assert verdict.record is not None  # noqa: S101
+        assert verdict.record is not None
         return replace(
             verdict, record=replace(verdict.record, answer=answer), answers=(answer,) if answer else (), status="Ok"
         )
@@ -213,7 +214,8 @@ class _Decision:
             header = dialect.fields[sorted(f for f in lacking if f)[0]].header
             raise ProtocolError(f"{header} is missing and cannot be completed")
         edits = outward_edits(self.pdu, self.dialect, dialect, self.local, peer, completed)
-        sender, parameters = outward_sender(self.pdu.get("sender") or completed.get("sender"), self.local, self.mail.token)
+        originator = self.pdu.get("sender") or completed.get("sender")
+        sender, parameters = outward_sender(originator, self.local, self.mail.token)
         record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
         return self._accept(sender, parameters, edits, record)
 
@@ -247,7 +249,7 @@ class _Decision:
         peer: str,
         state: State,
         status: str | None,
-        completed: dict[str, object] | None = None,
+        completed: dict[str, Any] | None = None,
         ack_requested: bool | None = None,
     ) -> Message:
         pdu, completed = self.pdu, completed or {}
@@ -270,9 +272,8 @@ class _Decision:
             for recipient in recipients
         )
         mail = self.mail
-        return Message(
-            mail.token, direction, peer, pdu.type or pdu.type_text or "", mail.queue_id, mail.host, mail.now, transactions
-        )
+        kind = pdu.type or pdu.type_text or ""
+        return Message(mail.token, direction, peer, kind, mail.queue_id, mail.host, mail.now, transactions)
 
 
 def _number(recipient: Recipient) -> str:
@@ -280,6 +281,6 @@ def _number(recipient: Recipient) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A reason as it may stand in an SMTP reply or a Status-Text: one line of printable ASCII, at most 200 characters."""
+    """A reason as it may stand in an SMTP reply or a Status-Text: one line of at most 200 printable characters."""
     clean = unfold(text.encode("ascii", "replace")).decode("ascii")
     return "".join(c if 32 <= ord(c) < 127 else "?" for c in clean)[:200]

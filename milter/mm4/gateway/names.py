@@ -1,7 +1,8 @@
 """The name space mm4.invalid, which lives inside this Postfix only.
 
-`<token>@responder.mm4.invalid` makes Postfix tell us that it kept a message; `<localpart>@<domain>.via-<peer>.mm4.invalid`
-chooses a peer's next hop (one transport row a peer) and is stripped again by the generic map of mm4-out.
+`<token>@responder.mm4.invalid` makes Postfix tell us that it kept a message;
+`<localpart>@<domain>.via-<peer>.mm4.invalid` chooses a peer's next hop (one transport row a peer) and is stripped
+again by the generic map of mm4-out.
 Postfix refuses the whole space at RCPT, so nobody outside can use it (design section 2).
 """
 
@@ -9,7 +10,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["MAILDIR_DOMAIN", "PEER_NAME", "PRIVATE_DOMAIN", "RESPONDER_DOMAIN", "TOKEN", "is_private", "strip_via", "via"]
+__all__ = [
+    "MAILDIR_DOMAIN",
+    "PEER_NAME",
+    "PRIVATE_DOMAIN",
+    "RESPONDER_DOMAIN",
+    "TOKEN",
+    "is_private",
+    "strip_via",
+    "via",
+]
 
 PRIVATE_DOMAIN = "mm4.invalid"
 RESPONDER_DOMAIN = "responder.mm4.invalid"

@@ -124,11 +124,18 @@ def _international(field: Field, place: Found, pdu: Pdu) -> str | None:
 
 
 def completions(
-    pdu: Pdu, target: Dialect, local: Local, mail_from: str, recipients: tuple[Recipient, ...], token: str, now: datetime
+    pdu: Pdu,
+    target: Dialect,
+    local: Local,
+    mail_from: str,
+    recipients: tuple[Recipient, ...],
+    token: str,
+    now: datetime,
 ) -> dict[str, Any]:
     """Typed values for what the peer's dialect demands and the local side left out."""
     rows = target.pdus[pdu.type or "MM4_forward.REQ"]
-    missing = {row.field for row in rows if (row.presence == "mandatory" or row.complete) and row.field not in pdu.values}
+    demanded = {row.field for row in rows if row.presence == "mandatory" or row.complete}
+    missing = demanded - pdu.values.keys()
     values: dict[str, Any] = {}
     originator = pdu.get("sender")
     if originator is None:

@@ -25,7 +25,8 @@ _NUMBER = re.compile(r"\+?[0-9]+\Z")
 _SEPARATORS = re.compile(r"[ \t().-]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+\Z")
-_DOMAIN = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?\Z")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 _COMMENT = re.compile(r"\([^()]*\)")
 _DOTTED_LIST = re.compile(r"\+\d{7,15}(?:/TYPE=PLMN)?(?:\.\+\d{7,15}(?:/TYPE=PLMN)?)+\Z", re.IGNORECASE)
 
@@ -202,19 +203,22 @@ def _number(body: str, region: str | None) -> tuple[Kind, str] | None:
 def _complete(digits: str, region: str | None) -> str | None:
     """A number without plus: national where the region's plan says so, else international without its plus."""
     if region:
-        try:
-            national = phonenumbers.parse(digits, region)
-            international = phonenumbers.parse("+" + digits) if not digits.startswith("0") else None
-        except phonenumbers.NumberParseException:
-            national = international = None
+        national = _parsed(digits, region)
+        international = None if digits.startswith("0") else _parsed("+" + digits, None)
         if national and (
-            digits.startswith("0")
-            or phonenumbers.is_valid_number(national)
+            phonenumbers.is_valid_number(national)
             or not (international and phonenumbers.is_valid_number(international))
         ):
             text: str = phonenumbers.format_number(national, phonenumbers.PhoneNumberFormat.E164)
             return text if phonenumbers.is_possible_number(national) and 8 <= len(text) <= 16 else None
     return "+" + digits if 9 <= len(digits) <= 15 and not digits.startswith("0") else None
+
+
+def _parsed(digits: str, region: str | None) -> phonenumbers.PhoneNumber | None:
+    try:
+        return phonenumbers.parse(digits, region)
+    except phonenumbers.NumberParseException:
+        return None
 
 
 def _ip(body: str, version: int | None) -> tuple[Kind, str] | None:

@@ -108,7 +108,9 @@ class Dialect:
     def type_names(self) -> Mapping[str, str]:
         """3GPP type name by squashed spelling."""
         return {
-            squash(spelling): row.name for row in self.types.values() for spelling in (*row.aliases, row.written, row.name)
+            squash(spelling): row.name
+            for row in self.types.values()
+            for spelling in (*row.aliases, row.written, row.name)
         }
 
     @functools.cached_property
@@ -214,7 +216,7 @@ def _demand(row: Mapping[str, Any], key: str, place: str) -> None:
 def _field(name: str, row: Mapping[str, Any], old: Field | None, file: str) -> Field:
     place = f"{file}: fields.{name}"
     _demand(row, "source", place)
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    changes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     unknown = set(changes) - set(Field.__dataclass_fields__)
     if unknown:
         raise DialectError(f"{place}: unknown key {sorted(unknown)[0]!r}")

@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One header line that holds a field: its name as written, which of that name it is (1-based), its value in one line."""
+    """One header line that holds a field: its name as written, its number among those (from 1), its unfolded value."""
 
     name: str
     occurrence: int
@@ -173,5 +173,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, timedelta):
         return {"seconds": int(value.total_seconds())}
     return value
-
-

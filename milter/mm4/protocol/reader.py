@@ -72,7 +72,7 @@ class _Reading:
             self._error(None, None, "type", "no MM4 header stands in this message", None)
             return Pdu(None, None, self.dialect.name, False, problems=tuple(self.problems))
         if self.too_many:
-            self._error(None, None, "headers", f"a PDU has at most {MAX_HEADERS} header lines and 2 MB of them", CORRUPT)
+            self._error(None, None, "headers", f"over {MAX_HEADERS} header lines, or over 2 MB of them", CORRUPT)
         found: dict[str, tuple[Found, ...]] = {}
         for field in self.dialect.fields.values():
             if field.kind == "type":
@@ -83,9 +83,7 @@ class _Reading:
         if type_name is not None:
             self._demand_mandatory(type_name)
         order = {UNSUPPORTED: 0, CORRUPT: 1, UNRESOLVED: 2}
-        problems = sorted(
-            self.problems, key=lambda p: (p.severity != Severity.ERROR, order.get(p.status or "", 3))
-        )
+        problems = sorted(self.problems, key=lambda p: (p.severity != Severity.ERROR, order.get(p.status or "", 3)))
         return Pdu(
             type_name,
             type_text,
@@ -100,15 +98,22 @@ class _Reading:
         field = self.dialect.fields["message_type"]
         if not places or not places[0].raw:
             if self.mm4:
-                self._error(field, None, "mandatory", "no message type; a PDU names one, for example "
-                            f"{field.header}: {self.dialect.types['MM4_forward.REQ'].written}", CORRUPT)
+                self._error(
+                    field,
+                    None,
+                    "mandatory",
+                    "no message type; a PDU names one, for example "
+                    f"{field.header}: {self.dialect.types['MM4_forward.REQ'].written}",
+                    CORRUPT,
+                )
             return None, None
         text = places[0].raw.decode("latin-1")
         self._one_value(field, places, None)
         try:
             name, notes = READERS["type"](text, field, self.dialect, self.region)
         except Unreadable as expected:
-            self._error(field, places[0].name, "type", f"{text[:80]!r} is no MM4 message type; expected {expected}", UNSUPPORTED)
+            what = f"{text[:80]!r} is no MM4 message type; expected {expected}"
+            self._error(field, places[0].name, "type", what, UNSUPPORTED)
             return None, text
         self._note(field, places[0].name, notes)
         self.values["message_type"] = name

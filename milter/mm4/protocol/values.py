@@ -93,7 +93,7 @@ def _addresses(text: str, field: Field, dialect: Dialect, region: str | None) ->
 
 
 def _completed(address: Address) -> list[str]:
-    written = address.text.lstrip(" <\"")
+    written = address.text.lstrip(' <"')
     if address.kind is Kind.E164 and "+" not in written:
         return [f"a number without plus, read as {address.value}"]
     return []

@@ -36,7 +36,8 @@ def write(
     rows = dialect.pdus.get(pdu_type)
     if rows is None:
         raise ProtocolError(f"{dialect.name} knows no PDU {pdu_type}")
-    given = {"mms_version": dialect.version, "message_type": pdu_type, **{k: v for k, v in values.items() if v is not None}}
+    given: dict[str, Any] = {"mms_version": dialect.version, "message_type": pdu_type}
+    given |= {name: value for name, value in values.items() if value is not None}
     misplaced = given.keys() - {row.field for row in rows}
     if misplaced:
         raise ProtocolError(f"{sorted(misplaced)[0]} has no place in {pdu_type} ({dialect.name})")
@@ -76,7 +77,8 @@ def _check(value: Any, field: Field, dialect: Dialect) -> None:
             except Unreadable as expected:
                 raise ProtocolError(f"{field.header}: expected {expected}") from None
         case "address" | "addresses" | "indexed_addresses":
-            members = value if field.kind == "addresses" else (value[1] if field.kind == "indexed_addresses" else value,)
+            one = value[1] if field.kind == "indexed_addresses" else value
+            members = value if field.kind == "addresses" else (one,)
             for address in members:
                 if not isinstance(address, Address) or address.kind is Kind.INVALID:
                     raise ProtocolError(f"{field.header}: {getattr(address, 'text', address)!r} is no address")

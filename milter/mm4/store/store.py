@@ -111,7 +111,7 @@ class Store:
         """
         return self._write(lambda connection: transitions.answer(connection, token, at, answer_queue_id))
 
-    def receive_answer(  # noqa: PLR0917  a RES has this many parts
+    def receive_answer(
         self,
         peer: str,
         type: str,
@@ -147,7 +147,7 @@ class Store:
             )
         )
 
-    def bounced(  # noqa: PLR0917  a bounce has this many parts
+    def bounced(
         self, token: str, recipient: str | None, status: str, detail: str, at: datetime, queue_id: str | None
     ) -> Future[int]:
         """Delivery failed to `recipient`, or to all (None): BOUNCED with `status`.

@@ -1,0 +1,136 @@
+"""`mm4 explain`: what the gateway would do with a message, by the very code that Postfix drives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..gateway.names import strip_via
+from ..gateway.routing import Router
+from ..gateway.verdict import Action, Recipient, Verdict
+from ..postfix.session import Runtime, Session
+from ..postfix.settings import read_config
+from ..protocol.errors import Reply
+from ..protocol.headers import split
+from .lint import read_bytes
+from .options import config_option, echo_json, json_option
+
+__all__ = ["explain", "explanation"]
+
+
+@click.command()
+@click.argument("file")
+@config_option
+@click.option("--client", required=True, metavar="IP", help="Address of the client.")
+@click.option("--mail-from", required=True, metavar="ADDRESS", help="Envelope sender; empty for null.")
+@click.option(
+    "--rcpt", "rcpts", required=True, multiple=True, metavar="ADDRESS", help="Envelope recipient; again for more"
+)
+@click.option("--size", type=int, metavar="BYTES", help="What the client says with SIZE= at MAIL.")
+@json_option
+def explain(
+    file: str, config_file: str, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None, as_json: bool
+) -> int:
+    """Say what the gateway would do with the message in FILE (- is standard input).
+
+    It judges as if the message were the first; nothing is stored or sent. Exit 1 where it would be refused.
+    """
+    config, _ = read_config(config_file)
+    result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size)
+    if as_json:
+        echo_json(result)
+    else:
+        _print(result)
+    return 0 if result["action"] in ("accept", "discard") else 1
+
+
+def explanation(
+    router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None
+) -> dict[str, Any]:
+    """The object that `mm4 explain --json` prints (design section 5)."""
+    session = Session(Runtime(router, quiet=True))
+    session.connect(client)
+    reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())
+    side = session.side
+    result: dict[str, Any] = {
+        "peer": side.name if side else None,
+        "direction": None if side is None else "in" if side.peer else "out",
+    }
+    if not reply.positive:
+        return result | _outcome(Action.REJECT, reply) | _nothing(mail_from)
+    recipients = []
+    for rcpt in rcpts:
+        before = len(session.recipients)
+        answer = session.rcpt(f"<{rcpt.strip('<>')}>")
+        accepted = session.recipients[before] if len(session.recipients) > before else None
+        recipients.append(_recipient(rcpt, answer, accepted))
+    if not session.recipients:
+        last = recipients[-1]["smtp"]
+        refused = _outcome(Action.TEMPFAIL if last.startswith("4") else Action.REJECT, None) | {"smtp": last}
+        return result | refused | _nothing(mail_from) | {"rcpt": recipients}
+    for header in split(message)[0]:
+        session.header(header.name, header.value)
+    verdict = session.verdict()
+    return result | _verdict(verdict, mail_from, recipients)
+
+
+def _outcome(action: Action, reply: Reply | None) -> dict[str, Any]:
+    return {"action": str(action), "smtp": str(reply)}
+
+
+def _nothing(mail_from: str) -> dict[str, Any]:
+    return {"mail_from": mail_from, "rcpt": [], "edits": [], "responses": [], "splits": [], "reason": None}
+
+
+def _recipient(rcpt: str, reply: Reply, accepted: Recipient | None) -> dict[str, Any]:
+    where = accepted.destination if accepted else None
+    return {
+        "address": rcpt,
+        "smtp": str(reply),
+        "peer": where.side if where else None,
+        "becomes": strip_via(where.becomes) if where and where.becomes else None,
+        "next_hop": where.next_hop if where else None,
+    }
+
+
+def _verdict(verdict: Verdict, mail_from: str, recipients: list[dict[str, Any]]) -> dict[str, Any]:
+    forwarded = {strip_via(address) for address, _ in verdict.added}
+    for recipient in recipients:
+        if verdict.deleted and recipient["becomes"] not in forwarded:
+            recipient["becomes"] = recipient["next_hop"] = None
+    return _outcome(verdict.action, verdict.reply) | {
+        "mail_from": verdict.mail_from if verdict.mail_from is not None else mail_from,
+        "rcpt": recipients,
+        "edits": [edit.as_json() for edit in verdict.edits],
+        "responses": [
+            {
+                "to": strip_via(answer.rcpt_to),
+                "mail_from": answer.mail_from,
+                "type": answer.type,
+                "status": answer.status,
+                "message": answer.message.decode("ascii"),
+            }
+            for answer in verdict.answers
+        ],
+        "splits": [],
+        "reason": verdict.reason,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    click.echo(f"client: {result['peer'] or 'a stranger'}")
+    for recipient in result["rcpt"]:
+        click.echo(f"RCPT {recipient['address']}: {recipient['smtp']}")
+        if recipient["becomes"]:
+            click.echo(f"  goes to {recipient['peer']} as {recipient['becomes']}, next hop {recipient['next_hop']}")
+    reason = f" ({result['reason']})" if result["reason"] else ""
+    click.echo(f"verdict: {result['action']}, {result['smtp']}{reason}")
+    click.echo(f"envelope sender: {result['mail_from'] or '<>'}")
+    for op, header, occurrence, value in result["edits"]:
+        number = f"[{occurrence}]" if occurrence else ""
+        click.echo(f"  {op} {header}{number}" + (f": {value}" if value is not None else ""))
+    for response in result["responses"]:
+        sender = response["mail_from"] or "<>"
+        click.echo(f"answer: {response['type']} {response['status']} to {response['to']} from {sender}")
+        click.echo("  " + response["message"].rstrip().replace("\r\n", "\n  "))

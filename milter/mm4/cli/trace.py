@@ -1,0 +1,53 @@
+"""`mm4 trace`: the whole life of a message, from the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..postfix.settings import read_config
+from .options import config_option, echo_json, json_option, store_of
+
+__all__ = ["print_trace", "trace"]
+
+
+@click.command()
+@click.argument("identifier", metavar="ID")
+@config_option
+@json_option
+def trace(identifier: str, config_file: str, as_json: bool) -> int:
+    """The life of the message with this message id (or transaction id, queue id): who, when, what was answered.
+
+    Exit 1 where nobody knows it.
+    """
+    config, _ = read_config(config_file)
+    with store_of(config.store) as store:
+        transactions = store.trace(identifier)
+    if as_json:
+        message_id = transactions[0]["message_id"] if transactions else identifier
+        echo_json(
+            {
+                "message_id": message_id,
+                "transactions": [{k: v for k, v in t.items() if k != "message_id"} for t in transactions],
+            }
+        )
+    elif transactions:
+        print_trace(transactions)
+    else:
+        click.echo(f"{identifier}: no such message")
+    return 0 if transactions else 1
+
+
+def print_trace(transactions: list[dict[str, Any]]) -> None:
+    """The timeline for people."""
+    for t in transactions:
+        way = "to" if t["direction"] == "out" else "from"
+        status = f", {t['status']}" if t["status"] else ""
+        click.echo(f"{t['type']} {way} {t['peer']}, recipient {t['recipient']}: {t['state']}{status}")
+        click.echo(f"  message id {t['message_id']}, transaction id {t['transaction_id']}")
+        click.echo(f"  queue id {t['queue_id']} on {t['host']}")
+        for event in t["events"]:
+            queue_id = f"  queue id {event['queue_id']}" if event["queue_id"] else ""
+            detail = f"  ({event['detail']})" if event.get("detail") else ""
+            click.echo(f"  {event['at'][:23]}  {event['what']}{queue_id}{detail}")

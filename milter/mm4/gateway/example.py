@@ -1,0 +1,115 @@
+"""The shipped example, made from the schema's own descriptions, so that no key is documented twice.
+
+Keys that have to be given stand there with an example; the others stand as comments with their default.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from .config import Ack, Config, Folders, Local, Peer, PrefixRoute, Service
+
+__all__ = ["example"]
+
+_HEAD = """\
+# mm4: configuration. Numbers, prefixes and addresses are quoted strings; sizes are 1kB, 1MB (10^6 bytes on the
+# wire), durations 10s, 10m, 2h, 1d. A commented key shows its default. `mm4 check` tells what is wrong.
+"""
+
+# What the reader fills in first; every other value is the schema's default.
+_EXAMPLES: dict[type[BaseModel], dict[str, str]] = {
+    Local: {
+        "domain": "mms.mnc001.mcc262.gprs",
+        "system_address": "system-user@mms.mnc001.mcc262.gprs",
+        "region": "DE",
+        "numbers": '["+491511", "+491512"]',
+        "clients": "[127.0.0.1/32]",
+        "deliver_to": '"{number}@mmsc.example.net"',
+        "next_hop": '"[127.0.0.1]:2600"',
+    },
+    Peer: {
+        "dialect": "tyntec",
+        "domains": "[mm4.tyntec.example]",
+        "networks": "[192.0.2.10/32]",
+        "next_hop": '"[192.0.2.10]:25"',
+        "tls": "encrypt",
+        "system_address": "system@mm4.tyntec.example",
+        "max_size": "1MB",
+    },
+    PrefixRoute: {"prefix": '"+"', "peer": "tyntec"},
+    Service: {"listen": '"192.0.2.1:25"'},
+}
+
+
+def example() -> str:
+    """The documented example file, which the configuration reader takes as it is."""
+    lines = [_HEAD]
+    lines += _section("local", Config.model_fields["local"], _keys(Local))
+    lines += _section("peers", Config.model_fields["peers"], ["tyntec:", *_indented(_keys(Peer))])
+    route = ", ".join(f"{key}: {value}" for key, value in _EXAMPLES[PrefixRoute].items())
+    notes = [f"# {key}: {info.description}" for key, info in PrefixRoute.model_fields.items()]
+    lines += _section("routes", Config.model_fields["routes"], [*notes, f"- {{{route}}}"])
+    lines += _section("service", Config.model_fields["service"], _keys(Service))
+    for name in ("store", "submit"):
+        info = Config.model_fields[name]
+        lines += [*_comment(info.description or ""), f"# {name}: {_plain(info.default)}", ""]
+    lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(name: str, info: FieldInfo, body: list[str], *, commented: bool = False) -> list[str]:
+    mark = "# " if commented else ""
+    return [*_comment(info.description or ""), f"{mark}{name}:", *_indented(body), ""]
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [line for name, info in model.model_fields.items() if not info.exclude for line in _key(model, name, info)]
+
+
+def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
+    yield from _comment(info.description or "")
+    given = _EXAMPLES.get(model, {}).get(name)
+    if given is not None:
+        yield f"{name}: {given}"
+    elif info.annotation is Ack:
+        yield f"# {name}:"
+        yield from (line if line.startswith("#") else f"#   {line}" for line in _ack())
+    else:
+        text = _WRITTEN.get(name) or _plain(info.get_default(call_default_factory=True))
+        yield f"# {name}: {text}".rstrip()
+
+
+def _ack() -> Iterator[str]:
+    for name, info in Ack.model_fields.items():
+        yield f"#   {info.description}"
+        yield f"#   {name}: {_WRITTEN.get(name) or _plain(info.default)}"
+
+
+# Defaults of durations as the file writes them; the schema holds seconds.
+_WRITTEN = {"drain": "5s", "timeout": "10m"}
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if value == []:
+        return "[]"
+    text = str(value)
+    return f'"{text}"' if ":" in text and "/" not in text else text
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, 100)]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" if line else line for line in lines]

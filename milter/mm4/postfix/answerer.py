@@ -1,0 +1,136 @@
+"""The responder's process: a child of `mm4 serve` with the inherited LMTP sockets.
+
+It serves responder.sock (tokens, bounces) and maildir.sock (local delivery without an MMSC). The sockets belong to
+the supervisor: while this process restarts, Postfix waits in their backlog instead of deferring for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..gateway.config import Config
+from ..gateway.configfile import parse_config
+from ..gateway.logline import logline
+from ..protocol.errors import Mm4Error
+from ..store.store import Store
+from .control import say
+from .lmtp import LmtpServer
+from .logs import child_log
+from .maildir import Maildir
+from .metrics import Counters
+from .responder import Postqueue, Responder
+from .submit import Submitter
+
+__all__ = ["main"]
+
+DRAIN_SECONDS = 10.0
+"""Time for running deliveries to end; Postfix keeps what is cut and brings it again."""
+
+
+class _CurrentSubmitter:
+    """The submitter of the configuration in force; a reload replaces it under running deliveries."""
+
+    def __init__(self, config: Config) -> None:
+        self.use(config)
+
+    def use(self, config: Config) -> None:
+        folder = None if config.folders.postfix == "/etc/postfix" else Path(config.folders.postfix)
+        endpoint = config.service.submit
+        self.inner = Submitter(
+            config.submit, config_directory=folder, address=(endpoint.host, endpoint.port) if endpoint else None
+        )
+
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+        return await self.inner.submit(mail_from, rcpt_to, message)
+
+
+def main(responder_descriptor: int, maildir_descriptor: int) -> int:
+    """Serve until told to drain. Returns the exit code."""
+    child_log("mm4.responder")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return asyncio.run(_serve(responder_descriptor, maildir_descriptor))
+
+
+async def _commands() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=1 << 24)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
+
+
+async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
+    commands = await _commands()
+    first = await commands.readline()
+    if not first:
+        return 0
+    command = json.loads(first)
+    try:
+        config = parse_config(command["config"], command["name"])
+        store = Store.open(config.store, migrate=False)
+    except Mm4Error as error:
+        say(error=str(error))
+        return error.exit_code
+    folder = None if config.folders.postfix == "/etc/postfix" else Path(config.folders.postfix)
+    state = Path(config.folders.state)
+    submitter = _CurrentSubmitter(config)
+    responder = Responder(
+        store=store,
+        submitter=submitter,
+        local_domains=[local.domain for local in config.local],
+        unclaimed=state / "unclaimed",
+        flush=Postqueue(folder),
+        now=lambda: datetime.now(UTC),
+        counters=Counters(),
+    )
+    maildir = Maildir(state / "maildir")
+    servers = [
+        LmtpServer(_listener(responder_descriptor), responder, name=command["host"]),
+        LmtpServer(_listener(maildir_descriptor), maildir, name=command["host"]),
+    ]
+    for server in servers:
+        server.start()
+    responder.start()
+    say(ready=True)
+    while line := await commands.readline():
+        command = json.loads(line)
+        if "config" in command:
+            try:
+                config = parse_config(command["config"], command["name"])
+            except Mm4Error as error:
+                say(error=str(error))
+                continue
+            responder.update(local_domains=[local.domain for local in config.local])
+            submitter.use(config)
+            say(configured=True)
+        if "drain" in command:
+            break
+    await responder.stop()
+    await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(submitter.inner.close(), DRAIN_SECONDS)
+    responder.close()
+    maildir.close()
+    store.close()
+    os._exit(0)  # a thread that hangs in a dead sendmail or disk must not keep us
+
+
+def _listener(descriptor: int) -> socket.socket:
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    os.set_inheritable(descriptor, False)
+    return listener
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    except Mm4Error as fault:
+        print(logline(responder="stopped", fault=str(fault)), file=sys.stderr)
+        sys.exit(fault.exit_code)

@@ -1,0 +1,255 @@
+"""`mm4 check`: is everything there that a message needs, and would anything swallow or change an ack?
+
+Nothing is changed and no mail is sent. Each finding says what is wrong and the exact line that mends it. Findings
+marked as warnings do not make the check fail.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ..gateway.config import Config, parse_next_hop
+from ..gateway.names import RESPONDER_DOMAIN
+from ..lookup.mx import reachable
+from ..protocol.dialect import builtin
+from ..protocol.errors import LookupUnavailable, PostfixError, StoreError
+from ..store.store import Store
+from . import maps
+from .instance import Instance
+from .serve import MILTER_SOCKET, RESPONDER_SOCKET
+
+__all__ = ["Finding", "check"]
+
+_OWED_MINUTES = 15
+_SMFIC_OPTNEG = b"O"
+
+# Settings that reach mail handed to sendmail, each with what it would do to an ack.
+_SENDMAIL_HAZARDS = {
+    "masquerade_domains": "rewrites sender addresses",
+    "canonical_maps": "rewrites addresses",
+    "sender_canonical_maps": "rewrites sender addresses",
+    "recipient_canonical_maps": "rewrites recipient addresses",
+    "header_checks": "may change or drop headers",
+    "mime_header_checks": "may change or drop headers",
+    "body_checks": "may refuse the message",
+    "always_bcc": "sends a copy of every ack to somebody",
+    "sender_bcc_maps": "may send copies of acks",
+    "recipient_bcc_maps": "may send copies of acks",
+    "content_filter": "takes acks through a filter",
+    "non_smtpd_milters": "lets other milters change or refuse acks",
+    "smtp_header_checks": "may change or drop headers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: `ok`, or what is wrong and what mends it."""
+
+    check: str
+    ok: bool
+    text: str
+    fix: str | None = None
+    warning: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `mm4 check --json` prints."""
+        return asdict(self)
+
+
+def check(config: Config) -> list[Finding]:
+    """Everything that can be looked at from here, in the order in which a message meets it."""
+    return [*_peers(config), *_store(config), *_sockets(config), *_postfix(config)]
+
+
+def _peers(config: Config) -> Iterator[Finding]:
+    for name, peer in config.peers.items():
+        rows = builtin(peer.dialect).pdus["MM4_forward.REQ"]
+        asks = any(r.field == "originator_system" and r.presence != "optional" for r in rows)
+        if not asks and peer.system_address is None:
+            yield Finding(
+                f"peers.{name}", False,
+                f"the dialect {peer.dialect} has no X-Mms-Originator-System: a REQ without one is acknowledged to its "
+                "Sender or MAIL FROM, or refused",
+                f"peers.{name}.system_address: system@{peer.domains[0]}", warning=True,
+            )  # fmt: skip
+        host, _, literal = parse_next_hop(peer.next_hop)
+        if not literal:
+            yield _next_hop(name, host)
+
+
+def _next_hop(name: str, domain: str) -> Finding:
+    try:
+        if reachable(domain):
+            return Finding(f"peers.{name}.next_hop", True, f"{domain} is in DNS")
+        return Finding(
+            f"peers.{name}.next_hop", False, f"{domain} has no MX and no address: mail for {name} would bounce",
+            f'peers.{name}.next_hop: "[address]:port" skips the look-up',
+        )  # fmt: skip
+    except LookupUnavailable as error:
+        return Finding(f"peers.{name}.next_hop", False, str(error), "see /etc/resolv.conf", warning=True)
+
+
+def _store(config: Config) -> Iterator[Finding]:
+    try:
+        with Store.open(config.store, migrate=False) as store:
+            store.ping()
+            yield Finding("store", True, "readable and writable")
+            owed = store.owed(datetime.now(UTC) - timedelta(minutes=_OWED_MINUTES))
+            yield from _owed(config, [(message.queue_id, message.peer) for message in owed])
+    except StoreError as error:
+        yield Finding("store", False, str(error), "start mm4 serve once: it makes and migrates the store")
+
+
+def _owed(config: Config, owed: list[tuple[str, str]]) -> Iterator[Finding]:
+    """Acks that are due for long: waiting in Postfix's queue is normal trouble, gone from it is an alarm."""
+    if not owed:
+        yield Finding("acks", True, f"none is due for more than {_OWED_MINUTES} minutes")
+        return
+    try:
+        queued = {entry["queue_id"] for entry in Instance(config.folders.postfix).queue()}
+    except PostfixError as error:
+        yield Finding("acks", False, f"{len(owed)} are due, and the queue cannot be read: {error}", "start Postfix")
+        return
+    waiting = sum(queue_id in queued for queue_id, _ in owed)
+    if waiting:
+        yield Finding(
+            "acks", False, f"{waiting} wait in Postfix's queue for more than {_OWED_MINUTES} minutes",
+            f"see mailq; postqueue -s {RESPONDER_DOMAIN} tries them now",
+        )  # fmt: skip
+    if len(owed) > waiting:
+        yield Finding(
+            "acks", False, f"{len(owed) - waiting} messages asked for an ack and left the queue without one: Postfix "
+            "refused them at last, or somebody deleted them", "the peers still hold what was refused", warning=True,
+        )  # fmt: skip
+
+
+def _sockets(config: Config) -> Iterator[Finding]:
+    folder = Path(config.folders.sockets)
+    if not folder.is_dir():
+        yield Finding("sockets", False, f"there is no folder {folder}", f"install -d -o mm4 {folder}")
+        return
+    for name, ask in ((MILTER_SOCKET, _negotiate), (RESPONDER_SOCKET, _greeting)):
+        try:
+            ask(folder / name)
+            yield Finding(name, True, "answers")
+        except OSError as error:
+            yield Finding(name, False, f"{folder / name} does not answer: {error}", "systemctl start mm4")
+
+
+def _connect(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(5)
+    try:
+        client.connect(str(path))
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _negotiate(path: Path) -> None:
+    """The milter protocol's option negotiation: a connect alone would also succeed with nobody behind the socket."""
+    with _connect(path) as client:
+        request = _SMFIC_OPTNEG + struct.pack("!III", 6, 0x1FF, 0x1FFFFF)
+        client.sendall(struct.pack("!I", len(request)) + request)
+        if client.recv(5)[4:5] != _SMFIC_OPTNEG:
+            raise OSError("it is no milter")
+
+
+def _greeting(path: Path) -> None:
+    with _connect(path) as client:
+        if not client.recv(3).startswith(b"220"):
+            raise OSError("no LMTP greeting")
+
+
+def _postfix(config: Config) -> Iterator[Finding]:
+    instance = Instance(config.folders.postfix)
+    try:
+        version = instance.version()
+    except PostfixError as error:
+        # Without Postfix nothing below can be looked at; it is a matter of set-up, hence its own exit code.
+        raise PostfixError(f"{error}; folders.postfix is {config.folders.postfix}") from None
+    yield Finding("postfix", version >= (3, 4), f"version {version[0]}.{version[1]}", "Postfix 3.4 or later")
+    yield _tables(config)
+    yield from _services(config, instance)
+    yield from _addresses(config, instance)
+    if config.submit == "sendmail":
+        yield from _hazards(instance)
+
+
+def _tables(config: Config) -> Finding:
+    folder = maps.folder_of(config)
+    stale = []
+    for name, text in maps.tables(config).items():
+        try:
+            if (folder / name).read_text("utf-8") != text:
+                stale.append(name)
+        except OSError:
+            stale.append(name)
+    if stale:
+        return Finding("tables", False, f"not as the YAML says: {', '.join(stale)} in {folder}", "mm4 postfix maps")
+    return Finding("tables", True, f"{folder} is as the YAML says")
+
+
+def _services(config: Config, instance: Instance) -> Iterator[Finding]:
+    """The lines of master.cf without which a message would not come in, or an ack not go out."""
+    services = {line.split()[0]: line for line in instance.services() if line.strip()}
+    wanted = [str(config.service.listen), str(config.service.submit), "mm4-responder", "mm4-out"]
+    wanted.append("mm4-local" if config.home.deliver_to else "mm4-maildir")
+    fix = f"add it to {instance.folder}/master.cf: mm4 postfix show --wiring service prints the lines"
+    for name in wanted:
+        short = name.removeprefix("0.0.0.0:")
+        found = name in services or short in services
+        text = "is there" if found else "there is no such service"
+        yield Finding(f"master.cf {name}", found, text, None if found else fix)
+
+
+def _addresses(config: Config, instance: Instance) -> Iterator[Finding]:
+    """Our domain must be nobody's but the responder's, and no alias may take a token."""
+    values = instance.values(
+        "mydestination", "virtual_alias_domains", "virtual_mailbox_domains", "relay_domains", "virtual_alias_maps",
+        "recipient_canonical_maps", "canonical_maps",
+    )  # fmt: skip
+    for local in config.local:
+        for name in ("mydestination", "virtual_alias_domains", "virtual_mailbox_domains"):
+            if local.domain in values.get(name, "").lower().replace(",", " ").split():
+                yield Finding(
+                    name, False, f"{local.domain} is served by this Postfix: bounces would not reach the responder",
+                    f"take {local.domain} out of {name}",
+                )  # fmt: skip
+    token = f"{'0' * 32}@{RESPONDER_DOMAIN}"
+    for name in ("virtual_alias_maps", "recipient_canonical_maps", "canonical_maps"):
+        for table in values.get(name, "").replace(",", " ").split():
+            if ":" not in table or "{" in table:
+                continue
+            try:
+                found = instance.lookup(table, token)
+            except PostfixError as error:
+                yield Finding(name, False, str(error), "mend the table", warning=True)
+                continue
+            if found == token:
+                break  # an identity row stands in front: what follows cannot take it
+            if found is not None:
+                yield Finding(
+                    name, False, f"{table} sends the responder's address to {found}: acks would be lost",
+                    f"put regexp:{maps.folder_of(config)}/keep first in {name}",
+                )  # fmt: skip
+
+
+def _hazards(instance: Instance) -> Iterator[Finding]:
+    """What the operator's own settings would do to an ack that is handed to sendmail."""
+    values = instance.values(*_SENDMAIL_HAZARDS, "smtputf8_autodetect_classes")
+    touched = {name: values[name] for name in _SENDMAIL_HAZARDS if values.get(name)}
+    for name, value in touched.items():
+        yield Finding(
+            name, False, f"{name} = {value} {_SENDMAIL_HAZARDS[name]} handed to sendmail",
+            "submit: smtp in the YAML takes the private line, which none of this touches",
+        )  # fmt: skip
+    if not touched:
+        yield Finding("sendmail", True, "no setting of Postfix touches what sendmail submits")

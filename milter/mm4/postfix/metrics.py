@@ -1,0 +1,75 @@
+"""The counters, declared beside the code that counts, and the endpoint that Prometheus reads.
+
+Several processes count into files below the state folder (prometheus_client's multiprocess mode), the supervisor
+sums them up. docs/monitoring.md lists every metric; a test compares the two. Labels have fixed sets of values:
+peers of the configuration, PDU types and codes of the tables; nothing that a peer can invent.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess, start_http_server
+
+from ..gateway.config import Endpoint
+from ..gateway.verdict import Verdict
+from ..protocol.errors import Reply
+
+__all__ = ["METRICS", "Counters", "expose"]
+
+# Registered with no registry: in multiprocess mode the values live in files and are collected by the supervisor.
+MESSAGES = Counter(
+    "mm4_messages",
+    "Messages that got a verdict, by peer, direction, PDU type, verdict and request status.",
+    ("peer", "direction", "type", "verdict", "status"),
+    registry=None,
+)
+REFUSED = Counter(
+    "mm4_refused_commands",
+    "MAIL and RCPT commands refused, by peer (stranger for an unknown client), command and SMTP code.",
+    ("peer", "command", "code"),
+    registry=None,
+)
+EOM_SECONDS = Histogram(
+    "mm4_eom_seconds",
+    "Seconds from the end of a message to its committed verdict.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 20),
+    registry=None,
+)
+ANSWERS = Counter(
+    "mm4_answers",
+    "Acknowledgements by what became of them: submitted, already (done before), deferred (left in the queue).",
+    ("result",),
+    registry=None,
+)
+BOUNCES = Counter("mm4_bounces", "Delivery status notifications that came home, by action.", ("action",), registry=None)
+
+METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES)
+
+
+class Counters:
+    """Counts what sessions and the responder report."""
+
+    def message(self, peer: str, verdict: Verdict, seconds: float) -> None:
+        """One message has its verdict."""
+        pdu = verdict.pdu
+        kind = (pdu.type or ("unknown" if pdu.mm4 else "none")) if pdu else "none"
+        MESSAGES.labels(peer, verdict.direction, kind, verdict.action, verdict.status or "none").inc()
+        EOM_SECONDS.observe(seconds)
+
+    def refused(self, where: str, peer: str, reply: Reply) -> None:
+        """A client was refused at MAIL or RCPT."""
+        REFUSED.labels(peer, where, str(reply.code)).inc()
+
+    def answer(self, result: str) -> None:
+        """What became of an acknowledgement."""
+        ANSWERS.labels(result).inc()
+
+    def bounce(self, action: str) -> None:
+        """A delivery status notification came home."""
+        BOUNCES.labels(action).inc()
+
+
+def expose(endpoint: Endpoint, folder: str) -> None:
+    """Serve the sum of all processes' counters at `/metrics`. Raises OSError where the port is taken."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    start_http_server(endpoint.port, addr=endpoint.host, registry=registry)

@@ -1,0 +1,298 @@
+"""`mm4 serve`: the supervisor. It owns the listening sockets and the signals; its children do the work.
+
+TERM: workers answer MAIL with 421, finish what has begun and leave, the responder last. HUP: the file is read and
+checked, then handed to every child, or the old configuration stays. A child that dies is started again; its sockets
+never close, so a client sees a pause and no refusal. No message is cut; an idle session may be closed with 421.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..gateway.config import Config
+from ..gateway.logline import logline
+from ..protocol.errors import ConfigError, InternalError, Mm4Error
+from ..store.store import Store
+from .logs import set_up
+from .notify import notify
+from .settings import read_config
+
+__all__ = ["MAILDIR_SOCKET", "MILTER_SOCKET", "RESPONDER_SOCKET", "serve"]
+
+log = logging.getLogger("mm4.serve")
+
+MILTER_SOCKET = "milter.sock"
+RESPONDER_SOCKET = "responder.sock"
+MAILDIR_SOCKET = "maildir.sock"
+
+START_SECONDS = 30.0
+STOP_SECONDS = 45.0
+"""Longest time a child may take to leave: a running eom, and a reserve. Below the unit's TimeoutStopSec."""
+_PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before a child that keeps dying is started again."""
+_FIXED = ("store", "folders")
+"""Keys that a running daemon cannot change."""
+
+
+def serve(path: str) -> int:
+    """Run the daemon with the configuration in `path` until TERM. Raises ConfigError, StoreError."""
+    set_up()
+    config, text = read_config(path)
+    return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text).run())
+
+
+def _listen(folder: Path, name: str) -> socket.socket:
+    """A listening socket that outlives its server. Non-blocking: of two processes that wake for one connection
+    the loser would sleep in accept(2) and hear no signal.
+    """
+    path = folder / name
+    if len(str(path).encode()) > 100:
+        raise ConfigError(f"folders.sockets: {path} is too long for a UNIX socket (100 bytes); choose a shorter folder")
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    except OSError as error:
+        raise ConfigError(f"folders.sockets: {path}: {error.strerror}") from None
+    else:
+        raise ConfigError(f"folders.sockets: another mm4 serves on {path}; stop it first")
+    finally:
+        probe.close()
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        # Postfix connects as its own user; tokens are unguessable and the milter refuses strangers by address.
+        path.chmod(0o666)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"folders.sockets: cannot make {path}: {error.strerror}; the folder has to exist and be writable "
+            f"for this user (install -d -o mm4 {folder})"
+        ) from None
+    listener.listen(256)
+    listener.setblocking(False)
+    return listener
+
+
+class _Child:
+    """One child process, started again whenever it ends without being told to."""
+
+    def __init__(self, supervisor: _Supervisor, name: str, module: str, sockets: list[socket.socket]) -> None:
+        self.supervisor = supervisor
+        self.name = name
+        self.module = module
+        self.sockets = sockets
+        self.process: asyncio.subprocess.Process | None = None
+        self.leaving = False
+        self.ready = asyncio.Event()
+        self.answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.task = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        failures = 0
+        while not self.leaving:
+            started = time.monotonic()
+            code = await self._once()
+            self.ready.clear()
+            if self.leaving:
+                break
+            failures = 0 if time.monotonic() - started > 30 else failures + 1
+            pause = _PAUSES[min(failures, len(_PAUSES)) - 1] if failures else 0.0
+            log.error(logline(child=self.name, ended=code, again_in=pause))
+            await asyncio.sleep(pause)
+
+    async def _once(self) -> int:
+        descriptors = [s.fileno() for s in self.sockets]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", self.module, *map(str, descriptors),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            pass_fds=descriptors, start_new_session=True, env=self.supervisor.environment,
+        )  # fmt: skip
+        self.process = process
+        self.say(config=self.supervisor.text, name=self.supervisor.path, host=self.supervisor.host)
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            with contextlib.suppress(json.JSONDecodeError):
+                message = json.loads(line)
+                if message.get("ready"):
+                    self.ready.set()
+                    log.info(logline(child=self.name, pid=process.pid, ready="yes"))
+                else:
+                    self.answers.put_nowait(message)
+        return await process.wait()
+
+    def say(self, **message: Any) -> None:
+        """One command to the child; one that has just died gets it at its next start."""
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                self.process.stdin.write((json.dumps(message) + "\n").encode())
+
+    async def leave(self, seconds: float) -> None:
+        """Drain and end; killed by its process id when it does not."""
+        self.leaving = True
+        self.say(drain=seconds)
+        done, _ = await asyncio.wait([self.task], timeout=seconds + STOP_SECONDS)
+        if not done:
+            log.error(logline(child=self.name, killed="did not leave in time"))
+            if self.process is not None and self.process.returncode is None:
+                self.process.kill()
+            await asyncio.wait([self.task], timeout=5)
+
+
+class _Supervisor:
+    """Sockets, signals, children."""
+
+    def __init__(self, path: str, config: Config, text: str) -> None:
+        self.path = path
+        self.config = config
+        self.text = text
+        self.host = socket.gethostname()
+        self.environment = dict(os.environ)
+        self.children: list[_Child] = []
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.failed: int | None = None
+
+    async def run(self) -> int:
+        config = self.config
+        state, sockets = Path(config.folders.state), Path(config.folders.sockets)
+        if not sockets.is_dir():
+            raise ConfigError(f"folders.sockets: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
+        self._prepare_state(state)
+        # Migrated here, once: the children only open it.
+        Store.open(config.store).close()
+        listeners = {name: _listen(sockets, name) for name in (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET)}
+        self._expose(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+        responder = _Child(
+            self, "responder", "mm4.postfix.answerer", [listeners[RESPONDER_SOCKET], listeners[MAILDIR_SOCKET]]
+        )
+        workers = [
+            _Child(self, f"worker-{i + 1}", "mm4.postfix.worker", [listeners[MILTER_SOCKET]])
+            for i in range(config.service.workers)
+        ]
+        self.children = [responder, *workers]
+        try:
+            await self._all_ready()
+            notify("READY=1")
+            log.info(logline(serving=str(sockets), workers=len(workers), config=self.path))
+            await self._until_stopped()
+        finally:
+            notify("STOPPING=1")
+            drain = float(self.config.service.drain)
+            await asyncio.gather(*(worker.leave(drain) for worker in workers))
+            # Last: what the workers let in is acknowledged before we go.
+            await responder.leave(0.0)
+            for name, listener in listeners.items():
+                listener.close()
+                (sockets / name).unlink(missing_ok=True)
+            log.info(logline(stopped="yes"))
+        return self.failed or 0
+
+    def _prepare_state(self, state: Path) -> None:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            metrics = state / "metrics"
+            shutil.rmtree(metrics, ignore_errors=True)
+            metrics.mkdir()
+        except OSError as error:
+            raise ConfigError(f"folders.state: {state} cannot be used: {error.strerror}") from None
+        self.environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+
+    def _expose(self, config: Config) -> None:
+        endpoint = config.service.metrics
+        if endpoint is None:
+            return
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = self.environment["PROMETHEUS_MULTIPROC_DIR"]
+        from .metrics import expose  # noqa: PLC0415 - reads the environment when it is imported
+
+        try:
+            expose(endpoint, self.environment["PROMETHEUS_MULTIPROC_DIR"])
+        except OSError as error:
+            raise ConfigError(f"service.metrics: cannot listen on {endpoint}: {error.strerror}") from None
+
+    async def _all_ready(self) -> None:
+        """Wait for every child's first `ready`. One that cannot start says why, and the daemon goes down with it."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.gather(*(self._ready(child) for child in self.children))
+        except TimeoutError:
+            late = ", ".join(child.name for child in self.children if not child.ready.is_set())
+            raise InternalError(f"{late} did not start within {START_SECONDS:.0f} s") from None
+
+    @staticmethod
+    async def _ready(child: _Child) -> None:
+        ready = asyncio.create_task(child.ready.wait())
+        answer = asyncio.create_task(child.answers.get())
+        done, _ = await asyncio.wait([ready, answer], return_when=asyncio.FIRST_COMPLETED)
+        for task in (ready, answer):
+            task.cancel()
+        if answer in done and not child.ready.is_set():
+            raise InternalError(f"{child.name}: {answer.result().get('error', 'ended')}")
+
+    async def _until_stopped(self) -> None:
+        watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        while not self.stop.is_set():
+            waits = [asyncio.create_task(self.stop.wait()), asyncio.create_task(self.reload.wait())]
+            await asyncio.wait(waits, timeout=watchdog or None, return_when=asyncio.FIRST_COMPLETED)
+            for task in waits:
+                task.cancel()
+            if self.reload.is_set():
+                self.reload.clear()
+                await self._reload()
+            if watchdog and all(child.ready.is_set() for child in self.children):
+                notify("WATCHDOG=1")
+
+    async def _reload(self) -> None:
+        """HUP: the new configuration everywhere, or the old one everywhere."""
+        notify("RELOADING=1")
+        try:
+            config, text = read_config(self.path)
+        except Mm4Error as error:
+            for problem in str(error).splitlines():
+                log.error(logline(reload="refused, the old configuration stays", problem=problem))
+            notify("READY=1")
+            return
+        fixed = [key for key in _FIXED if getattr(config, key) != getattr(self.config, key)]
+        if config.service.workers != self.config.service.workers:
+            fixed.append("service.workers")
+        if config.service.metrics != self.config.service.metrics:
+            fixed.append("service.metrics")
+        for key in fixed:
+            log.warning(logline(reload=f"{key} changes with the next restart"))
+        self.config, self.text = config, text
+        for child in self.children:
+            while not child.answers.empty():
+                child.answers.get_nowait()
+            child.say(config=text, name=self.path, host=self.host)
+        for child in self.children:
+            await self._configured(child)
+        log.info(logline(reload="done", config=self.path))
+        notify("READY=1")
+
+    async def _configured(self, child: _Child) -> None:
+        try:
+            answer = await asyncio.wait_for(child.answers.get(), 10)
+        except TimeoutError:
+            answer = {"error": "no answer"}
+        if "error" in answer:
+            # It starts again with the new text, which this process has checked.
+            log.error(logline(child=child.name, reload="failed, restarting it", problem=answer["error"]))
+            if child.process is not None and child.process.returncode is None:
+                child.process.kill()

@@ -1,0 +1,270 @@
+"""One SMTP session as the milter sees it: events in, replies and a committed verdict out.
+
+Without pymilter, so that `mm4 explain` and the tests drive the very code that Postfix drives. Whatever goes
+wrong here is temporary for the client: 4xx, one log line with the queue id, and the peer keeps the message.
+State is per message and starts anew at MAIL; callbacks come on different threads, never two at once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from ..gateway.decide import decide
+from ..gateway.envelope import admit, bare, receive, size_of
+from ..gateway.logline import logline
+from ..gateway.outcomes import DRAINING
+from ..gateway.routing import Router, Side
+from ..gateway.verdict import Action, Mail, Recipient, Verdict
+from ..protocol.errors import InternalError, Mm4Error, Reply, StoreError
+from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
+from ..protocol.transaction import Direction, Message
+
+__all__ = ["EOM_SECONDS", "Ledger", "Observer", "Runtime", "Session"]
+
+log = logging.getLogger("mm4.milter")
+
+EOM_SECONDS = 20.0
+"""Longest time from the end of a message to its verdict; Postfix waits three times as long (content_timeout)."""
+
+
+class Ledger(Protocol):
+    """What a session asks of the store."""
+
+    def record(self, message: Message) -> concurrent.futures.Future[None]:
+        """Keep a message and its transactions."""
+
+    def receive_answer(
+        self,
+        peer: str,
+        type: str,
+        transaction_id: str,
+        message_id: str | None,
+        status: str,
+        text: str | None,
+        at: datetime,
+        queue_id: str | None,
+        host: str,
+    ) -> concurrent.futures.Future[int]:
+        """Correlate a RES that came in."""
+
+
+class Observer(Protocol):
+    """What counts messages."""
+
+    def message(self, peer: str, verdict: Verdict, seconds: float) -> None:
+        """One message has its verdict."""
+
+    def refused(self, where: str, peer: str, reply: Reply) -> None:
+        """A client was refused at MAIL or RCPT."""
+
+
+class _Silent:
+    def message(self, peer: str, verdict: Verdict, seconds: float) -> None: ...
+
+    def refused(self, where: str, peer: str, reply: Reply) -> None: ...
+
+
+@dataclass
+class Runtime:
+    """What the sessions of one process share. `router` is replaced whole when the configuration changes."""
+
+    router: Router
+    store: Ledger | None = None
+    observer: Observer = field(default_factory=_Silent)
+    host: str = field(default_factory=socket.gethostname)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    new_token: Callable[[], str] = lambda: secrets.token_hex(16)
+    eom_seconds: float = EOM_SECONDS
+    draining: bool = False
+    quiet: bool = False
+    """No log lines: a dry run."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self.connections = 0
+        self.messages = 0
+        """Messages between an accepted MAIL and their verdict."""
+
+    def count(self, *, connections: int = 0, messages: int = 0) -> None:
+        """Note that a connection or message began (+1) or ended (-1)."""
+        with self._lock:
+            self.connections += connections
+            self.messages += messages
+
+
+class Session:
+    """One client connection; any number of messages, one after the other."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.client = ""
+        self.open = False
+        self._reset(runtime.router)
+
+    def _reset(self, router: Router) -> None:
+        self.router = router
+        self.side: Side | None = None
+        self.mail_from = ""
+        self.size: int | None = None
+        self.recipients: list[Recipient] = []
+        self.headers: list[Header] = []
+        self.header_bytes = 0
+        self.queue_id = ""
+        self.fault: BaseException | None = None
+
+    # -- events, in the order of SMTP
+
+    def connect(self, address: str) -> None:
+        """A client connected. Nothing is decided yet: EHLO, NOOP, QUIT alone make neither message nor alarm."""
+        self.client = address
+        self.runtime.count(connections=1)
+
+    def mail(self, path: str, parameters: Sequence[str] = ()) -> Reply:
+        """MAIL: a new message begins, with the configuration of this moment."""
+        self.end()
+        self._reset(self.runtime.router)
+        if self.runtime.draining:
+            return DRAINING
+        self.side = self.router.side(self.client)
+        self.mail_from = bare(path)
+        self.size = size_of(parameters)
+        reply = admit(self.side, self.mail_from, self.size)
+        if not reply.positive:
+            self._refused("mail", reply, mail_from=self.mail_from)
+            return reply
+        self.open = True
+        self.runtime.count(messages=1)
+        return reply
+
+    def rcpt(self, path: str) -> Reply:
+        """RCPT: one more recipient, or the reason why not."""
+        if self.side is None:
+            return InternalError.reply
+        recipient = receive(self.router, self.side, self.mail_from, self.size, path, self.recipients)
+        if recipient.reply.positive:
+            self.recipients.append(recipient)
+        else:
+            self._refused("rcpt", recipient.reply, rcpt=bare(path))
+        return recipient.reply
+
+    def header(self, name: str, value: bytes) -> None:
+        """One header line; kept up to the bounds, beyond them only counted."""
+        self.header_bytes += len(value)
+        if len(self.headers) <= MAX_HEADERS and self.header_bytes <= MAX_HEADER_BYTES + 65536:
+            self.headers.append(Header(name, value))
+
+    def verdict(self) -> Verdict:
+        """The end of the message: decide, commit, and only then say so. Never raises."""
+        started = time.monotonic()
+        try:
+            if self.fault is not None:
+                raise InternalError(f"an earlier event failed: {self.fault!r}")
+            verdict = self._decide()
+            self._commit(verdict, started)
+        except Mm4Error as error:
+            verdict = Verdict(Action.TEMPFAIL, error.reply, self._direction(), reason=str(error))
+        except Exception as error:
+            # A fault of ours: the client keeps the message, the log has the detail in one line.
+            verdict = Verdict(Action.TEMPFAIL, InternalError.reply, self._direction(), reason=f"fault: {error!r}")
+            log.debug("fault in eom", exc_info=True)
+        self._log(verdict, time.monotonic() - started)
+        self.end()
+        return verdict
+
+    def end(self) -> None:
+        """The message is over: judged, reset, or its client gone."""
+        if self.open:
+            self.open = False
+            self.runtime.count(messages=-1)
+
+    def close(self) -> None:
+        """The connection is over."""
+        self.end()
+        self.runtime.count(connections=-1)
+
+    # -- inside
+
+    def _direction(self) -> Direction:
+        return Direction.OUT if self.side is None or self.side.peer is None else Direction.IN
+
+    def _decide(self) -> Verdict:
+        if self.side is None:
+            raise InternalError("end of message without MAIL")
+        mail = Mail(
+            side=self.side.name,
+            client=self.client,
+            mail_from=self.mail_from,
+            recipients=tuple(self.recipients),
+            headers=tuple(self.headers),
+            queue_id=self.queue_id,
+            host=self.runtime.host,
+            token=self.runtime.new_token(),
+            now=self.runtime.clock(),
+        )
+        return decide(mail, self.router, self.side)
+
+    def _commit(self, verdict: Verdict, started: float) -> None:
+        store = self.runtime.store
+        if store is None:
+            return
+        waiting: concurrent.futures.Future[None] | concurrent.futures.Future[int]
+        if verdict.record is not None:
+            waiting = store.record(verdict.record)
+        elif verdict.arrival is not None:
+            a = verdict.arrival
+            waiting = store.receive_answer(
+                a.peer, a.type, a.transaction_id, a.message_id, a.status, a.text,
+                self.runtime.clock(), self.queue_id, self.runtime.host,
+            )  # fmt: skip
+        else:
+            return
+        try:
+            waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
+        except (TimeoutError, concurrent.futures.CancelledError):
+            raise StoreError(f"the store did not commit within {self.runtime.eom_seconds:.0f} s") from None
+
+    def _refused(self, where: str, reply: Reply, **fields: str) -> None:
+        peer = self.side.name if self.side else "stranger"
+        self.runtime.observer.refused(where, peer, reply)
+        if not self.runtime.quiet:
+            queue_id = self.queue_id or None
+            log.info(logline(queue_id=queue_id, client=self.client, peer=peer, refused=where, **fields, reply=reply))
+
+    def _log(self, verdict: Verdict, seconds: float) -> None:
+        peer = self.side.name if self.side else "stranger"
+        self.runtime.observer.message(peer, verdict, seconds)
+        if self.runtime.quiet:
+            return
+        pdu = verdict.pdu
+        target = verdict.record.peer if verdict.record and verdict.direction is Direction.OUT else None
+        level = logging.WARNING if verdict.action in (Action.TEMPFAIL, Action.REJECT) else logging.INFO
+        log.log(
+            level,
+            logline(
+                queue_id=self.queue_id or "-",
+                client=self.client,
+                peer=peer,
+                to=target,
+                direction=verdict.direction,
+                type=(pdu.type or pdu.type_text) if pdu else None,
+                transaction_id=pdu.get("transaction_id") if pdu else None,
+                message_id=pdu.get("message_id") if pdu else None,
+                recipients=len(self.recipients),
+                verdict=verdict.action,
+                status=verdict.status,
+                reply=None if verdict.reply.positive else verdict.reply,
+                answer=verdict.answers[0].status if verdict.answers else None,
+                warnings=sum(p.severity == "warning" for p in pdu.problems) or None if pdu else None,
+                reason=verdict.reason,
+                ms=seconds * 1000,
+            ),
+        )

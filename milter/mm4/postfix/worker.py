@@ -1,0 +1,95 @@
+"""One milter worker: a child of `mm4 serve` with an inherited listening socket.
+
+A worker that is told to drain answers MAIL with 421, lets every message that has begun come to its verdict, and
+leaves; libmilter's own stop would cut them. Killed at any instant it loses nothing: the client holds no 250 yet.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from ..gateway.configfile import parse_config
+from ..gateway.logline import logline
+from ..gateway.routing import Router
+from ..protocol.errors import Mm4Error
+from ..store.store import Store
+from . import milter
+from .control import messages, say
+from .logs import child_log
+from .metrics import Counters
+from .session import EOM_SECONDS, Runtime
+
+__all__ = ["main"]
+
+_REPLY_SECONDS = 0.2
+"""Time for libmilter to write the last reply after our callback has returned."""
+
+
+def main(descriptor: int) -> int:
+    """Serve until told to drain. Returns the exit code; 70 for a fault of ours."""
+    log = child_log("mm4.milter")
+    # These are the supervisor's to hear; libmilter would stop at once and cut running messages.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    commands = messages(sys.stdin)
+    first = next(commands, None)
+    if first is None:
+        return 0
+    try:
+        config = parse_config(first["config"], first["name"])
+        store = Store.open(config.store, migrate=False)
+    except Mm4Error as error:
+        say(error=str(error))
+        return error.exit_code
+    runtime = Runtime(Router(config), store, Counters(), host=first["host"])
+    failure: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            milter.serve(descriptor, runtime)
+        except BaseException as error:
+            failure.append(error)
+
+    # libmilter's main loop has no business in the main thread: there it would take the signals over.
+    server = threading.Thread(target=serve, name="libmilter", daemon=True)
+    server.start()
+
+    def control() -> None:
+        for command in commands:
+            if "config" in command:
+                try:
+                    runtime.router = Router(parse_config(command["config"], command["name"]))
+                    say(configured=True)
+                except Mm4Error as error:
+                    say(error=str(error))
+            if "drain" in command:
+                _drain(runtime, float(command["drain"]))
+                return
+        _drain(runtime, 0.0)  # the supervisor is gone
+
+    threading.Thread(target=control, name="control", daemon=True).start()
+    say(ready=True)
+    server.join()
+    # libmilter stopped by itself: no thread left to serve with, or a socket that broke.
+    log.error(logline(worker="libmilter stopped", fault=repr(failure[0]) if failure else None))
+    store.close()
+    return 70
+
+
+def _drain(runtime: Runtime, seconds: float) -> None:
+    """Leave once no message is open; idle sessions get `seconds` in which a MAIL is answered with 421."""
+    runtime.draining = True
+    begun = time.monotonic()
+    while runtime.messages > 0 and time.monotonic() - begun < seconds + EOM_SECONDS:
+        time.sleep(0.05)
+    while runtime.connections > 0 and time.monotonic() - begun < seconds:
+        time.sleep(0.05)
+    time.sleep(_REPLY_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

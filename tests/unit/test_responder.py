@@ -1,0 +1,491 @@
+"""The responder: answers go out once, after the commit, and nothing that reaches it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mm4.postfix.lmtp import Envelope
+from mm4.postfix.responder import Postqueue, Responder, received_ids
+from mm4.protocol.errors import PostfixError, Reply, StoreError, SubmissionError
+from mm4.protocol.transaction import Answer, Direction, Message, Transaction
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+TOKEN = "0123456789abcdef0123456789abcdef"
+OTHER = "f" * 32
+RES = Answer("system@peer.test.via-p1.mm4.invalid", "system-user@mms.test", "MM4_forward.RES", "Ok", b"RES\r\n")
+TOP = b"Received: from id (x id NO [192.0.2.1])\r\n\tby gw.mms.test (Postfix) with ESMTPS id 4XyZ1\r\n\tfor <x>\r\n"
+REQUEUED = b"Received: by gw.mms.test (Postfix, from userid 102)\r\n\tid 4AbC9; Mon, 1 Jan 2024\r\n"
+BODY = TOP + b"Received: from peer with SMTP id OLD\r\nSubject: a\r\n\r\nid BODY\r\n"
+
+
+def message(
+    token: str = TOKEN, answer: Answer | None = RES, recipients: tuple[str, ...] = ("+447700900101",)
+) -> Message:
+    transactions = tuple(Transaction("T-1", "m-1", "+447700900109", recipient) for recipient in recipients)
+    return Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4XyZ1", "gw", NOW, transactions, answer=answer)
+
+
+class FakeStore:
+    """The store's few methods in memory; `faults` names methods that fail, and how often."""
+
+    def __init__(self, *messages: Message) -> None:
+        self.messages = {m.token: m for m in messages}
+        self.calls: list[tuple[Any, ...]] = []
+        self.faults: Counter[str] = Counter()
+        self.hang: set[str] = set()
+        self.release = threading.Event()
+
+    def message(self, token: str) -> Message | None:
+        if "message" in self.hang:
+            self.release.wait(5)
+        self._fault("message")
+        return self.messages.get(token)
+
+    def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
+        return self._write("accepted", token, queue_id, change={"accepted_at": at})
+
+    def answered(self, token: str, at: datetime, answer_queue_id: str | None) -> Future[bool]:
+        return self._write("answered", token, answer_queue_id, change={"answered_at": at})
+
+    def bounced(
+        self, token: str, recipient: str | None, status: str, detail: str, at: datetime, queue_id: str | None
+    ) -> Future[int]:
+        return self._write("bounced", token, recipient, status, detail, queue_id)
+
+    def event(
+        self, token: str, at: datetime, what: str, queue_id: str | None = None, detail: str | None = None
+    ) -> Future[None]:
+        return self._write("event", token, what, queue_id, detail)
+
+    def _fault(self, name: str) -> None:
+        if self.faults[name]:
+            self.faults[name] -= 1
+            raise StoreError(f"{name} cannot")
+
+    def _write(self, name: str, token: str, *values: Any, change: dict[str, Any] | None = None) -> Future[Any]:
+        future: Future[Any] = Future()
+        if name in self.hang:
+            return future
+        try:
+            self._fault(name)
+        except StoreError as error:
+            future.set_exception(error)
+            return future
+        self.calls.append((name, token, *values))
+        if change:
+            self.messages[token] = dataclasses.replace(self.messages[token], **change)
+        future.set_result(True)
+        return future
+
+
+class FakeSubmitter:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, bytes]] = []
+        self.failures = 0
+        self.tries = 0
+        self.gate: asyncio.Event | None = None
+
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+        self.tries += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            raise SubmissionError("451 later")
+        self.sent.append((mail_from, rcpt_to, message))
+        return f"Q{len(self.sent)}"
+
+
+class House:
+    """A responder with everything around it faked."""
+
+    def __init__(self, tmp_path: Path, *messages: Message, **options: Any) -> None:
+        self.store = FakeStore(*messages)
+        self.submitter = FakeSubmitter()
+        self.flushed: list[str] = []
+        self.counted: Counter[str] = Counter()
+        self.flush_failures = 0
+        self.unclaimed = tmp_path / "unclaimed"
+        values = {"retry_seconds": 0.2, "pause_seconds": 0.01, "flush_seconds": 0.02} | options
+        self.responder = Responder(
+            store=self.store,
+            submitter=self.submitter,
+            local_domains=["MMS.test"],
+            unclaimed=self.unclaimed,
+            flush=self.flush,
+            now=lambda: NOW,
+            counters=self,
+            **values,
+        )
+
+    def answer(self, result: str) -> None:
+        self.counted[f"answer {result}"] += 1
+
+    def bounce(self, action: str) -> None:
+        self.counted[f"bounce {action}"] += 1
+
+    async def flush(self, domain: str) -> None:
+        self.flushed.append(domain)
+        if self.flush_failures:
+            self.flush_failures -= 1
+            raise PostfixError("mail system is down")
+
+    async def give(self, *recipients: str, data: bytes = BODY, mail_from: str = "a@b.test") -> list[int]:
+        envelope = Envelope(mail_from, list(recipients), len(data))
+        replies = await self.responder.deliver(envelope, data)
+        assert all(isinstance(reply, Reply) for reply in replies)
+        return [reply.code for reply in replies]
+
+    def kept(self) -> list[bytes]:
+        return [path.read_bytes() for path in self.unclaimed.glob("new/*")]
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(body(), 10)
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def to(token: str) -> str:
+    return f"{token}@responder.mm4.invalid"
+
+
+def test_an_answer_that_is_due_goes_out_and_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mm4.responder")
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(to(TOKEN)), [250]))
+    assert house.submitter.sent == [(RES.mail_from, RES.rcpt_to, RES.message)]
+    assert house.store.calls == [("answered", TOKEN, "Q1")]
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"queue_id=4XyZ1 token={TOKEN} peer=tyntec answer=MM4_forward.RES status=Ok submitted=Q1 reply=250 ms="
+    )
+
+
+async def check(giving: Awaitable[list[int]], codes: list[int]) -> None:
+    assert await giving == codes
+
+
+def test_an_answer_that_is_out_is_not_sent_again(tmp_path: Path) -> None:
+    house = House(tmp_path, dataclasses.replace(message(), answered_at=NOW, answer_queue_id="Q0"))
+    run(lambda: check(house.give(to(TOKEN)), [250]))
+    assert (house.submitter.sent, house.store.calls) == ([], [])
+    assert house.counted == {"answer already": 1}
+
+
+def test_a_message_that_asked_for_nothing_is_only_accepted(tmp_path: Path) -> None:
+    house = House(tmp_path, message(answer=None))
+    run(lambda: check(house.give(to(TOKEN)), [250]))
+    assert (house.submitter.sent, house.store.calls) == ([], [("accepted", TOKEN, "4XyZ1")])
+
+
+@pytest.mark.parametrize("local", [OTHER, "x", '"a b"', TOKEN + "0", "../../etc"])
+def test_an_unknown_token_is_taken_and_nothing_else_happens(tmp_path: Path, local: str) -> None:
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(to(local)), [250]))
+    assert (house.submitter.sent, house.store.calls, house.kept()) == ([], [], [])
+
+
+def test_another_queue_id_is_forged_and_nothing_happens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(to(TOKEN), data=BODY.replace(b"4XyZ1", b"4XyZ2")), [250]))
+    assert (house.submitter.sent, house.store.calls) == ([], [])
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "forged" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"", b"Subject: x\r\n\r\nReceived: by x id NO\r\n", b"\xff" * 5000])
+def test_without_a_received_header_the_queue_id_is_unknown_and_the_answer_goes(tmp_path: Path, data: bytes) -> None:
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(to(TOKEN), data=data), [250]))
+    assert len(house.submitter.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "queue_ids"),
+    [
+        (BODY, ["4XyZ1"]),
+        (REQUEUED + BODY, ["4AbC9", "4XyZ1"]),
+        (b"Received: by gw (Postfix, from userid 0)\r\n\tid ABC12; Mon, 1 Jan\r\n\r\n", ["ABC12"]),
+        (b"Return-Path: <>\nRECEIVED: by gw (Postfix)\n\tid ABC12; Mon\n\n", ["ABC12"]),
+        (b"X-Received: by gw id NO\r\n\r\n", []),
+        (b"Received: by gw\r\nX: id NO\r\n\r\n", []),
+    ],
+)
+def test_the_topmost_queue_id(data: bytes, queue_ids: list[str]) -> None:
+    assert received_ids(data) == queue_ids
+
+
+def test_a_requeued_message_is_not_forged(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(to(TOKEN), data=REQUEUED + BODY), [250]))
+    assert len(house.submitter.sent) == 1
+
+
+def test_failures_that_pass_are_waited_for(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    house.submitter.failures = 2
+    house.store.faults = Counter(message=2, answered=2)
+    run(lambda: check(house.give(to(TOKEN)), [250]))
+    assert len(house.submitter.sent) == 1  # the failing note did not send it again
+    assert house.counted == {"answer retried": 2, "answer submitted": 1}
+    assert house.store.calls == [("answered", TOKEN, "Q1")]
+
+
+@pytest.mark.parametrize("fault", ["submit", "message"])
+def test_failures_that_stay_are_451_after_the_retries(tmp_path: Path, fault: str) -> None:
+    house = House(tmp_path, message(), retry_seconds=0.05)
+    house.submitter.failures = 1000
+    house.store.faults[fault] = 1000
+    run(lambda: check(house.give(to(TOKEN)), [451]))
+    assert house.submitter.sent == []
+    if fault == "submit":
+        assert house.submitter.tries > 1
+        assert house.counted["answer deferred"] == 1
+
+
+def test_an_answer_that_could_not_be_noted_is_not_sent_again_by_the_next_delivery(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), retry_seconds=0.03)
+    house.store.faults["answered"] = 1000
+
+    async def body() -> None:
+        await check(house.give(to(TOKEN)), [451])
+        house.store.faults.clear()
+        await check(house.give(to(TOKEN)), [250])
+
+    run(body)
+    assert len(house.submitter.sent) == 1
+    assert house.store.calls == [("answered", TOKEN, "Q1")]
+
+
+def test_two_deliveries_of_a_token_at_once_send_one_answer(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+
+    async def body() -> None:
+        house.submitter.gate = asyncio.Event()
+        jobs = [asyncio.create_task(house.give(to(TOKEN))) for _ in range(5)]
+        await until(lambda: house.submitter.tries == 1)
+        house.submitter.gate.set()
+        assert await asyncio.gather(*jobs) == [[250]] * 5
+
+    run(body)
+    assert len(house.submitter.sent) == 1
+
+
+def test_what_hangs_is_451_within_its_bound(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), retry_seconds=0.02, submit_seconds=0.03, store_seconds=0.03)
+
+    async def body() -> None:
+        house.submitter.gate = asyncio.Event()
+        await check(house.give(to(TOKEN)), [451])
+        house.submitter.gate = None
+        house.store.hang = {"answered"}
+        await check(house.give(to(TOKEN)), [451])
+        house.store.hang = {"message"}
+        await check(house.give(to(TOKEN)), [451])
+        house.store.hang.clear()
+        house.store.release.set()
+        await check(house.give(to(TOKEN)), [250])
+
+    run(body)
+    assert len(house.submitter.sent) == 1
+
+
+def test_each_recipient_gets_its_own_reply(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), message(OTHER, answer=None), retry_seconds=0.02)
+    house.submitter.failures = 1000
+    run(lambda: check(house.give(to(TOKEN), to(OTHER), "who@mms.test"), [451, 250, 250]))
+    assert house.store.calls == [("accepted", OTHER, "4XyZ1")]
+    assert len(house.kept()) == 1
+
+
+def test_a_fault_of_ours_is_451_and_does_not_touch_the_neighbours(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    house.submitter.submit = None  # type: ignore[assignment,method-assign]  # any programming error
+    run(lambda: check(house.give(to(TOKEN), to(OTHER)), [451, 250]))
+
+
+def test_tokens_need_the_top_and_mail_needs_all(tmp_path: Path) -> None:
+    responder = House(tmp_path).responder
+    assert responder.wanted(Envelope("", [to(TOKEN), to(OTHER).upper()])) == 4096
+    assert responder.wanted(Envelope("", [to(TOKEN), "a@mms.test"])) is None
+    assert responder.rcpt(Envelope(""), "anything").code == 250
+
+
+# --- bounces and other mail
+
+
+def report(*groups: tuple[str, str, str], envelope_id: str | None = TOKEN) -> bytes:
+    top = "Reporting-MTA: dns; gw\r\n" + (f"Original-Envelope-Id: {envelope_id}\r\n" if envelope_id else "")
+    blocks = [
+        f"\r\nFinal-Recipient: rfc822; {who}\r\nAction: {action}\r\nStatus: {status}\r\nDiagnostic-Code: smtp; no\r\n"
+        for who, action, status in groups
+    ]
+    return (
+        "Received: by gw (Postfix)\r\n\tid DSN1; Mon\r\n"
+        'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r\n\r\n'
+        "--b\r\nContent-Type: message/delivery-status\r\n\r\n" + top + "".join(blocks) + "\r\n"
+        "--b\r\nContent-Type: text/rfc822-headers\r\n\r\nX-Mms-Message-ID: m-1\r\n\r\n--b--\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize("local", [TOKEN, TOKEN.upper(), "+447700900109/TYPE=PLMN"])
+def test_a_bounce_is_noted_for_each_recipient(tmp_path: Path, local: str) -> None:
+    house = House(tmp_path, message(recipients=("+447700900101", "+447700900102", "12345")))
+    data = report(
+        ("+447700900102/TYPE=PLMN@peer.test.via-p1.mm4.invalid", "failed", "5.1.1"),
+        ("447700900101@mmsc.test", "delayed", "4.4.1"),
+        ("12345/TYPE=PLMN@peer.test", "relayed", "2.0.0"),
+        ("someone@else.test", "failed", "5.0.0"),
+        ("+447700900101/TYPE=PLMN@peer.test", "invented", ""),
+    )
+    run(lambda: check(house.give(f"{local}@mms.test", data=data, mail_from=""), [250]))
+    assert house.store.calls == [
+        ("bounced", TOKEN, "+447700900102", "5.1.1", "smtp; no", "DSN1"),
+        ("event", TOKEN, "delayed", "DSN1", "+447700900101 4.4.1 smtp; no"),
+        ("event", TOKEN, "relayed", "DSN1", "12345 2.0.0 smtp; no"),
+        ("bounced", TOKEN, "someone@else.test", "5.0.0", "smtp; no", "DSN1"),
+        ("event", TOKEN, "reported", "DSN1", "+447700900101 smtp; no"),
+    ]
+    assert house.counted == {"bounce failed": 2, "bounce delayed": 1, "bounce relayed": 1, "bounce other": 1}
+    assert house.kept() == []
+
+
+def test_the_only_recipient_is_meant_whatever_the_next_hop_called_it(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    data = report(("mailbox17@inside.mmsc.test", "failed", "5.2.2"))
+    run(lambda: check(house.give(f"{TOKEN}@mms.test", data=data, mail_from=""), [250]))
+    assert house.store.calls == [("bounced", TOKEN, "+447700900101", "5.2.2", "smtp; no", "DSN1")]
+
+
+@pytest.mark.parametrize(
+    ("recipient", "mail_from", "data"),
+    [
+        ("postmaster@mms.test", "a@b.test", BODY),
+        ("postmaster@mms.test", "", BODY),
+        ("postmaster@elsewhere.test", "", report(("a@b.test", "failed", "5.0.0"))),
+        ("a@mms.test", "someone@b.test", report(("a@b.test", "failed", "5.0.0"))),
+        ("a@mms.test", "", report(("a@b.test", "failed", "5.0.0"), envelope_id=OTHER)),
+        ("a@mms.test", "", report(("a@b.test", "failed", "5.0.0"), envelope_id=None)),
+        ("a@mms.test", "", report()),
+        ("no-domain", "", b""),
+    ],
+)
+def test_mail_that_is_no_bounce_of_ours_is_kept(tmp_path: Path, recipient: str, mail_from: str, data: bytes) -> None:
+    house = House(tmp_path, message())
+    run(lambda: check(house.give(recipient, data=data, mail_from=mail_from), [250]))
+    assert house.store.calls == []
+    (kept,) = house.kept()
+    head = f"Return-Path: <{mail_from}>\nDelivered-To: {recipient}\n".encode()
+    assert kept == head + data.replace(b"\r\n", b"\n")
+
+
+def test_unclaimed_mail_that_cannot_be_kept_comes_again(tmp_path: Path) -> None:
+    house = House(tmp_path, retry_seconds=0.03)
+    house.unclaimed.write_text("a file where the folder should be")
+    run(lambda: check(house.give("a@mms.test"), [451]))
+    house.unclaimed.unlink()
+    run(lambda: check(house.give("a@mms.test"), [250]))
+    assert len(house.kept()) == 1
+
+
+def test_a_reload_changes_what_is_local(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    house.responder.update(local_domains=["new.test."])
+    data = report(("x", "failed", "5.1.1"))
+    run(lambda: check(house.give(f"{TOKEN}@new.test", f"{TOKEN}@mms.test", data=data, mail_from=""), [250, 250]))
+    assert [call[0] for call in house.store.calls] == ["bounced"]
+    assert len(house.kept()) == 1
+
+
+# --- flushing
+
+
+def test_the_queue_is_flushed_at_start_and_after_failures_only(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), message(OTHER, answer=None), retry_seconds=0)
+
+    async def body() -> None:
+        house.responder.start()
+        await until(lambda: len(house.flushed) == 2)
+        assert set(house.flushed) == {"responder.mm4.invalid", "mms.test"}
+        house.flushed.clear()
+        await check(house.give(to(OTHER)), [250])
+        house.submitter.failures = 1
+        await check(house.give(to(TOKEN)), [451])
+        assert house.flushed == []  # not at once: Postfix notes the deferral after our reply
+        await until(lambda: house.flushed == ["responder.mm4.invalid"])
+        await check(house.give(to(TOKEN)), [250])
+        await house.responder.stop()
+        assert house.flushed == ["responder.mm4.invalid"]
+
+    run(body)
+
+
+def test_a_flush_that_fails_is_repeated_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    house = House(tmp_path)
+    house.flush_failures = 6
+
+    async def body() -> None:
+        house.responder.start()
+        await until(lambda: len(house.flushed) == 8)
+        await house.responder.stop()
+
+    run(body)
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 2  # one a domain
+
+
+def test_stop_makes_waiting_retries_give_up(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), retry_seconds=60, pause_seconds=30)
+    house.submitter.failures = 1000
+
+    async def body() -> None:
+        job = asyncio.create_task(house.give(to(TOKEN)))
+        await until(lambda: house.submitter.tries == 1)
+        await house.responder.stop()
+        assert await job == [451]
+        house.responder.close()
+
+    run(body)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_postqueue_is_called_per_domain_and_its_errors_are_told(tmp_path: Path) -> None:
+    good = script(tmp_path / "good", f'echo "$@" >> {tmp_path}/calls')
+    bad = script(tmp_path / "bad", "echo 'mail system is down' >&2; exit 69")
+    hangs = script(tmp_path / "hangs", "exec sleep 60")
+
+    async def body() -> None:
+        await Postqueue(Path("/etc/x"), program=good)("responder.mm4.invalid")
+        await Postqueue(program=good)("mms.test")
+        with pytest.raises(PostfixError, match="ended with 69: mail system is down"):
+            await Postqueue(program=bad)("mms.test")
+        with pytest.raises(PostfixError, match="took more than"):
+            await Postqueue(program=hangs, timeout=0.05)("mms.test")
+        with pytest.raises(PostfixError, match="cannot run"):
+            await Postqueue(program=str(tmp_path / "none"))("mms.test")
+
+    run(body)
+    assert (tmp_path / "calls").read_text() == "-c /etc/x -s responder.mm4.invalid\n-s mms.test\n"
