@@ -6,7 +6,6 @@ so that Postfix changes nothing on the way. A RES is never sent outside the peer
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 
 from ..protocol.address import Address, Kind, parse_address
@@ -17,7 +16,7 @@ from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write
 from .config import Local, domain_of
-from .names import via
+from .names import public_name, via
 from .routing import Side
 
 __all__ = ["answer_address", "compose_answer"]
@@ -61,9 +60,7 @@ def compose_answer(
         "content_type": Verbatim("text/plain; charset=us-ascii"),
     }
     lines = write(answer_type, values, dialect, partial=True)
-    # The token itself stays secret: it opens the responder.
-    name = hashlib.sha256(token.encode()).hexdigest()[:32]
-    lines += [("Message-ID", f"<{name}@{local.domain}>"), ("MIME-Version", "1.0")]
+    lines += [("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"), ("MIME-Version", "1.0")]
     mail_from = local.system_address if peer.mail_from == "system" else ""
     return Answer(via(rcpt_to, side.name), mail_from, answer_type, status, join(lines, b""))
 

@@ -8,6 +8,7 @@ Postfix refuses the whole space at RCPT, so nobody outside can use it (design se
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RESPONDER_DOMAIN",
     "TOKEN",
     "is_private",
+    "public_name",
     "strip_via",
     "via",
 ]
@@ -28,6 +30,11 @@ MAILDIR_DOMAIN = "maildir.mm4.invalid"
 PEER_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}\Z")
 TOKEN = re.compile(r"[0-9a-f]{32}\Z")
 _VIA = re.compile(r"\.via-[a-z][a-z0-9-]{0,29}\.mm4\.invalid\Z", re.IGNORECASE)
+
+
+def public_name(token: str, purpose: str) -> str:
+    """A name that follows from a token and does not tell it: tokens stay inside, ids made of them go out."""
+    return hashlib.sha256(f"{purpose}:{token}".encode()).hexdigest()[:32]
 
 
 def via(address: str, peer: str) -> str:

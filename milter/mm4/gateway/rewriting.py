@@ -17,7 +17,7 @@ from ..protocol.pdu import Found, Pdu
 from ..protocol.writer import Verbatim, write_value
 from .config import Local, Peer
 from .edits import Edit
-from .names import RESPONDER_DOMAIN
+from .names import RESPONDER_DOMAIN, public_name
 from .verdict import Recipient
 
 __all__ = [
@@ -144,8 +144,8 @@ def completions(
     numbers = dict.fromkeys(r.destination.number for r in recipients if r.destination and r.destination.number)
     offers: dict[str, Any] = {
         "mms_version": target.version,
-        "transaction_id": f"t{token[:16]}@{local.domain}",
-        "message_id": f"m{token[16:]}@{local.domain}",
+        "transaction_id": f"{public_name(token, 'transaction')}@{local.domain}",
+        "message_id": f"{public_name(token, 'message')}@{local.domain}",
         "date": now,
         "content_type": Verbatim("text/plain; charset=us-ascii"),
         "sender": originator and parse_address(originator.local_part()),

@@ -1,0 +1,33 @@
+# What a developer types. `make setup` is quick where everything is there already, so the others ask for it.
+
+VENV = .venv/bin
+
+.PHONY: help setup demo test test-fast bench lint
+
+help:
+	@echo "make setup      Debian packages that are missing, and .venv with everything"
+	@echo "make demo       two operators on loopback exchange an MMS (root)"
+	@echo "make test       all tests; those with a private Postfix need root"
+	@echo "make test-fast  unit tests and corpus, no Postfix"
+	@echo "make bench      messages a second beside a Postfix without a milter (root)"
+	@echo "make lint       ruff and mypy"
+
+setup:
+	@.ci/setup
+
+demo: setup
+	$(VENV)/mm4 demo
+
+test: setup
+	$(VENV)/python -m pytest
+
+test-fast: setup
+	$(VENV)/python -m pytest tests/unit tests/corpus
+
+bench: setup
+	$(VENV)/python tests/bench/run.py
+
+# Layout is by hand: `ruff format` would take tables and long reasons apart.
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/mypy

@@ -1,0 +1,136 @@
+"""One Postfix instance, known by its configuration folder, through Postfix's own tools.
+
+Every call runs one of postconf, postfix, postqueue or postmap with `-c FOLDER`, so that no other instance on
+the host is read or touched. What a tool says on failure is what the PostfixError says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..protocol.errors import PostfixError
+
+__all__ = ["Instance", "tool"]
+
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_TIMEOUT = 60.0  # seconds; `postfix check` on a large queue takes a few
+
+
+def tool(name: str) -> str:
+    """The full path of one of Postfix's commands. Raises PostfixError that names the package to install."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+    if found is None:
+        raise PostfixError(f"{name} is not on this host: install Postfix (Debian: apt-get install postfix)")
+    return found
+
+
+class Instance:
+    """A Postfix whose main.cf and master.cf lie in `folder`."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def values(self, *names: str) -> dict[str, str]:
+        """Values of main.cf parameters with macros expanded; of those set in main.cf where no name is given.
+
+        Names that this Postfix does not know are left out. Raises PostfixError.
+        """
+        return self._parameters("-x", *(names or ("-n",)))
+
+    def raw(self, *names: str) -> dict[str, str]:
+        """As `values`, as written: `$relay_domains` stays. Raises PostfixError."""
+        return self._parameters(*(names or ("-n",)))
+
+    def _parameters(self, *arguments: str) -> dict[str, str]:
+        pairs = (line.partition(" =") for line in self._run("postconf", *arguments).stdout.splitlines())
+        return {name: value.strip() for name, equals, value in pairs if equals}
+
+    def warnings(self) -> list[str]:
+        """What postconf has to say about main.cf and master.cf: unknown or overridden parameters, syntax."""
+        said = [self._run("postconf", option).stderr for option in ("-n", "-P", "-M")]
+        return list(dict.fromkeys(line for text in said for line in text.splitlines() if line.strip()))
+
+    def services(self) -> list[str]:
+        """The lines of master.cf, one a service, in one line each. Raises PostfixError."""
+        return self._run("postconf", "-Mf").stdout.replace("\n    ", " ").splitlines()
+
+    def check(self) -> list[str]:
+        """Run `postfix check`, which makes missing queue folders; its complaints. Raises PostfixError if it fails.
+
+        They go to Postfix's log too.
+        """
+        # What it finds goes to the log alone, unless its stderr is a terminal.
+        ours, theirs = os.openpty()
+        command = [tool("postfix"), "-c", str(self.folder), "check"]
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+            os.close(theirs)
+            said = b""
+            # A terminal whose other end is closed gives EIO, not an end of file.
+            with contextlib.suppress(OSError):
+                while part := terminal.read(4096):
+                    said += part
+            code = process.wait(_TIMEOUT)
+        lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+        if code != 0:
+            raise PostfixError(f"{' '.join(command)}: {'; '.join(lines) or f'exit {code}'}")
+        return lines
+
+    def version(self) -> tuple[int, int]:
+        """Major and minor, for example (3, 7). Raises PostfixError."""
+        text = self._run("postconf", "-d", "mail_version").stdout.partition("=")[2].strip()
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
+
+    def running(self) -> bool:
+        """Whether this instance's master runs."""
+        return self._run("postfix", "status", accept=(0, 1)).returncode == 0
+
+    def reload(self) -> None:
+        """Make a running instance read its files again; no session is cut. Raises PostfixError."""
+        self._run("postfix", "reload")
+
+    def flush(self, site: str) -> None:
+        """Try what waits for `site` at once; only for domains in fast_flush_domains. Raises PostfixError."""
+        self._run("postqueue", "-s", site)
+
+    def queue(self) -> Iterator[dict[str, Any]]:
+        """Every message in the queue, as `postqueue -j` writes it. Raises PostfixError."""
+        for line in self._run("postqueue", "-j").stdout.splitlines():
+            yield json.loads(line)
+
+    def lookup(self, table: str, key: str) -> str | None:
+        """What `table` (type:name) has for `key`, by `postmap -q`; None where it has nothing.
+
+        Raises PostfixError where the table cannot be read.
+        """
+        done = self._run("postmap", "-q", key, table, accept=(0, 1))
+        if done.returncode == 1 and done.stderr.strip():
+            raise PostfixError(f"{table}: {done.stderr.strip()}")
+        return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+    def _run(self, name: str, *arguments: str, accept: Iterable[int] = (0,)) -> subprocess.CompletedProcess[str]:
+        command = [tool(name), "-c", str(self.folder), *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PostfixError(f"{' '.join(command)} took more than {_TIMEOUT:g} s") from None
+        if done.returncode not in accept:
+            said = (done.stderr or done.stdout).strip() or f"exit {done.returncode}"
+            raise PostfixError(f"{' '.join(command)}: {said}")
+        return done

@@ -1,0 +1,292 @@
+"""What goes into Postfix: the tables that follow from the YAML, and the text of main.cf and master.cf.
+
+`tables` is pure: a configuration in, file names and texts out. `write` puts them on disk, each in one step, so
+that Postfix never reads half a table; where nothing changed nothing is touched. Postfix reads these tables once
+a process, hence a change needs `postfix reload`. The reference files lie in the package, or in the
+repository's postfix/ folder.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Literal, TypeAlias
+
+from ..gateway.config import Config, Endpoint, domain_of
+from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
+from ..protocol.errors import ConfigError, PostfixError
+
+__all__ = [
+    "CONSTANT",
+    "PRESENT",
+    "Wiring",
+    "folder_of",
+    "main_lines",
+    "master_lines",
+    "message_size",
+    "reference",
+    "replace_file",
+    "settings",
+    "tables",
+    "write",
+]
+
+Wiring: TypeAlias = Literal["gateway", "service"]
+
+CONSTANT = ("access", "commands", "generic", "status")
+"""Tables that are the same for every configuration."""
+
+PRESENT = ("transport_maps", "virtual_alias_maps", "fast_flush_domains", "smtpd_recipient_restrictions")
+"""Parameters of an operator's main.cf that the wiring `service` adds to instead of replacing them."""
+
+_HEAD = "# Written by `mm4 postfix maps` from the YAML file: edit that, not this.\n"
+_PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+_POSTFIX_SIZE = 10_240_000  # Postfix's own default of message_size_limit
+_GROWTH = 1.4  # what our headers may add before cleanup, which counts again, refuses a message
+
+
+def folder_of(config: Config) -> Path:
+    """Where the tables lie: the folder mm4/ in the instance's configuration folder."""
+    return Path(config.folders.postfix) / "mm4"
+
+
+def reference(name: str) -> str:
+    """The text of a reference file, for example `gateway/main.cf`.
+
+    Raises PostfixError where the installation is not complete.
+    """
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "reference", here.parents[3] / "postfix"):
+        try:
+            return (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+    raise PostfixError(f"{here.parent / 'reference' / name} is missing: install mm4-milter again")
+
+
+def tables(config: Config) -> dict[str, str]:
+    """File name to text of every table that main.cf and master.cf name.
+
+    Raises ConfigError where two parts of the configuration ask for two values of one row.
+    """
+    written = {name: _HEAD + reference(f"tables/{name}") for name in CONSTANT}
+    written["transport"] = _HEAD + _transport(config)
+    written["peers"] = _HEAD + _clients(config)
+    written["keep"] = _HEAD + _keep(config)
+    written["tls_policy"] = _HEAD + _tls_policy(config)
+    return dict(sorted(written.items()))
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"{key}\t{value}\n" for key, value in rows)
+
+
+def _socket(config: Config, name: str) -> str:
+    return f"unix:{_sockets(config)}/{name}.sock"
+
+
+def _sockets(config: Config) -> str:
+    return PurePath(config.folders.sockets).name
+
+
+def _transport(config: Config) -> str:
+    responder = f"mm4-responder:{_socket(config, 'responder')}"
+    rows = {RESPONDER_DOMAIN: responder, MAILDIR_DOMAIN: f"mm4-maildir:{_socket(config, 'maildir')}"}
+    rows |= {local.domain: responder for local in config.local}
+    problems = []
+    for i, local in enumerate(config.local):
+        if local.deliver_to is None or local.next_hop is None:
+            continue
+        domain, hop = domain_of(local.deliver_to), f"mm4-local:{local.next_hop}"
+        if rows.setdefault(domain, hop) != hop:
+            problems.append(
+                f"local[{i}].next_hop: {domain} leads to {rows[domain].partition(':')[2]} already; Postfix "
+                "chooses by domain, so give one of the two another domain in deliver_to"
+            )
+    if problems:
+        raise ConfigError(problems)
+    rows |= {f".via-{name}.{PRIVATE_DOMAIN}": f"mm4-out:{peer.next_hop}" for name, peer in config.peers.items()}
+    text = "# Domain of the recipient, then the service and the next hop that carry it.\n" + _rows(rows.items())
+    # Without this row mail to a peer that was taken out of the YAML would be looked up in DNS and bounce.
+    return (
+        f"{text}# What waits for a peer that the YAML no longer names keeps waiting.\n"
+        f".{PRIVATE_DOMAIN}\tretry:4.4.4 mm4: no next hop of this name in the YAML\n"
+    )
+
+
+def _clients(config: Config) -> str:
+    owners = [(network, "local side") for local in config.local for network in local.clients]
+    owners += [(network, f"peer {name}") for name, peer in config.peers.items() for network in peer.networks]
+    # The first row that fits wins: the most specific network stands first, as it names the client.
+    owners.sort(key=lambda row: (row[0].version, -row[0].prefixlen, int(row[0].network_address)))
+    rows = {str(network): owner for network, owner in owners}
+    return "# Who may connect to the MM4 line; who they are is decided by the milter.\n" + _rows(rows.items())
+
+
+def _keep(config: Config) -> str:
+    # The @ is asked for: virtual_alias_domains is virtual_alias_maps by default, and a bare domain that had a
+    # row here would become a domain of aliases.
+    ours = "".join(f"|.+@{re.escape(domain)}" for domain in dict.fromkeys(local.domain for local in config.local))
+    private = rf".+@([^@]+\.)?{re.escape(PRIVATE_DOMAIN)}"
+    return (
+        "# Private and local MM4 addresses stand for themselves; no alias behind this table may take them.\n"
+        f"/^({private}{ours})$/\t${{1}}\n"
+    )
+
+
+def _tls_policy(config: Config) -> str:
+    levels: dict[str, tuple[str, str]] = {}
+    problems = []
+    for name, peer in config.peers.items():
+        # Postfix looks up in lower case.
+        other, level = levels.setdefault(peer.next_hop.lower(), (name, peer.tls))
+        if level != peer.tls:
+            problems.append(
+                f"peers.{name}.tls: {peer.tls}, but peers.{other} has {level} and the same next_hop "
+                f"{peer.next_hop}; Postfix chooses by next hop, so give both the same level"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return "# Next hop as in the transport table, then the TLS level.\n" + _rows(
+        (hop, level) for hop, (_, level) in levels.items()
+    )
+
+
+def write(config: Config, folder: Path) -> list[str]:
+    """Bring the tables in `folder` up to date; the names of those that changed, none where all were.
+
+    Each is replaced in one step and is on disk before the next one; mode and owner stay. Raises ConfigError as
+    `tables`, and PostfixError where the folder cannot be written.
+    """
+    wanted = tables(config)
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+        return [name for name, text in wanted.items() if replace_file(folder / name, text)]
+    except OSError as error:
+        raise PostfixError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}; run as root, and see that "
+            f"{folder.parent} is the configuration folder of a Postfix (folders.postfix)"
+        ) from error
+
+
+def replace_file(path: Path, text: str) -> bool:
+    """Give `path` this text in one step; False, and nothing touched, where it has it already.
+
+    A file that is there keeps mode and owner, a new one is 0644. Raises OSError.
+    """
+    path = path.resolve()
+    data = text.encode()
+    try:
+        present = path.stat()
+        if path.read_bytes() == data:
+            return False
+    except FileNotFoundError:
+        present = None
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if present:
+                os.fchown(file.fileno(), present.st_uid, present.st_gid)
+            os.fchmod(file.fileno(), present.st_mode & 0o7777 if present else 0o644)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(parent)  # the new name, too
+    finally:
+        os.close(parent)
+    return True
+
+
+def message_size(config: Config) -> int | None:
+    """The largest max_size in bytes, or None where a peer has none: then Postfix's own limit holds."""
+    sizes = [peer.max_size for peer in config.peers.values()]
+    known = [size for size in sizes if size is not None]
+    return max(known) if known and len(known) == len(sizes) else None
+
+
+def main_lines(
+    config: Config,
+    wiring: Wiring,
+    *,
+    present: Mapping[str, str] | None = None,
+    values: Mapping[str, str | None] | None = None,
+) -> list[str]:
+    """main.cf for this wiring with the configuration's values, line by line with the reasons.
+
+    `gateway` is a whole file, `service` what is added. `present` holds what an operator's main.cf says now for
+    the names in PRESENT; `values` replaces placeholders (None leaves their lines out). Raises PostfixError.
+    """
+    return _render(reference(f"{wiring}/main.cf"), {**_values(config, present or {}), **(values or {})})
+
+
+def master_lines(config: Config, wiring: Wiring, *, values: Mapping[str, str | None] | None = None) -> list[str]:
+    """master.cf for this wiring with the configuration's values, line by line; arguments as `main_lines`."""
+    return _render(reference(f"{wiring}/master.cf"), {**_values(config, {}), **(values or {})})
+
+
+def settings(lines: Iterable[str]) -> dict[str, str]:
+    """Names and values in the lines of a main.cf of ours (which has no continuation lines)."""
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]:
+    size = message_size(config)
+    listen, submit = Endpoint(config.service.listen), Endpoint(config.service.submit)
+    folder = folder_of(config)
+    locals_ = list(dict.fromkeys(local.domain for local in config.local))
+    ours = {
+        "transport_maps": [f"texthash:{folder}/transport"],
+        "virtual_alias_maps": [f"regexp:{folder}/keep"],
+        "smtpd_recipient_restrictions": [f"check_recipient_access texthash:{folder}/access"],
+        "fast_flush_domains": [RESPONDER_DOMAIN, MAILDIR_DOMAIN, *locals_],
+    }
+    defaults = {"virtual_alias_maps": "$virtual_maps", "fast_flush_domains": "$relay_domains"}
+    return {
+        "MYHOSTNAME": config.home.domain,
+        "INTERFACES": "all" if listen.host in ("0.0.0.0", "::") else listen.host,  # noqa: S104 - read, not bound
+        "QUEUE": str(PurePath(config.folders.sockets).parent),
+        "DATA": "/var/lib/postfix",
+        "SOURCE": None,
+        "SOCKETS": _sockets(config),
+        "TABLES": str(folder),
+        "SIZE": str(math.ceil(size * _GROWTH) if size else _POSTFIX_SIZE),
+        "MAX_SIZE": str(size) if size else None,
+        "LOCAL_DOMAINS": ", ".join(locals_),
+        "LISTEN": str(listen),
+        "SUBMIT": str(submit),
+        "SUBMIT_CLIENTS": f"[{submit.host}]/128" if ":" in submit.host else f"{submit.host}/32",
+        **{name.upper(): _without(present.get(name, defaults.get(name, "")), ours[name]) for name in PRESENT},
+    }
+
+
+def _without(value: str, ours: list[str]) -> str:
+    """What main.cf says now, less what an earlier wiring put there."""
+    parts = [part.strip() for part in re.split(r",|\n", value)]
+    return ", ".join(part for part in parts if part and part not in ours)
+
+
+def _render(text: str, values: Mapping[str, str | None]) -> list[str]:
+    _, _, body = text.partition("\n\n")  # the head explains the placeholders, which are filled now
+    lines = []
+    for line in body.splitlines():
+        if line.lstrip().startswith("#"):
+            lines.append(line)
+            continue
+        names = _PLACEHOLDER.findall(line)
+        if any(values[name] is None for name in names):
+            continue
+        filled = _PLACEHOLDER.sub(lambda match: values[match[1]] or "", line)
+        # A list that one of the values would have begun or ended.
+        lines.append(re.sub(r"= ,\s*", "= ", filled).rstrip(", ") if names else filled)
+    return lines
