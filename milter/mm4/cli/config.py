@@ -7,7 +7,7 @@ import click
 from ..gateway.configfile import origins
 from ..gateway.example import example
 from ..postfix.settings import read_config
-from .options import config_option, echo_json, json_option
+from .options import config_option, echo_json, echo_rows, json_option
 
 __all__ = ["config"]
 
@@ -27,9 +27,7 @@ def show(config_file: str, as_json: bool) -> int:
     if as_json:
         echo_json({path: {"value": value, "from": origin} for path, value, origin in rows})
         return 0
-    width = max(len(path) for path, _, _ in rows)
-    for path, value, origin in rows:
-        click.echo(f"{path:<{width}}  {value}  {click.style(f'({origin})', dim=True)}")
+    echo_rows((path, value, f"({origin})") for path, value, origin in rows)
     return 0
 
 

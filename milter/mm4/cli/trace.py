@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..postfix.settings import read_config
-from .options import config_option, echo_json, json_option, store_of
+from .options import config_option, echo_json, echo_rows, json_option, store_of
 
 __all__ = ["print_trace", "trace"]
 
@@ -47,7 +47,5 @@ def print_trace(transactions: list[dict[str, Any]]) -> None:
         click.echo(f"{t['type']} {way} {t['peer']}, recipient {t['recipient']}: {t['state']}{status}")
         click.echo(f"  message id {t['message_id']}, transaction id {t['transaction_id']}")
         click.echo(f"  queue id {t['queue_id']} on {t['host']}")
-        for event in t["events"]:
-            queue_id = f"  queue id {event['queue_id']}" if event["queue_id"] else ""
-            detail = f"  ({event['detail']})" if event.get("detail") else ""
-            click.echo(f"  {event['at'][:23]}  {event['what']}{queue_id}{detail}")
+        rows = ((e["at"][:23], e["what"], e["queue_id"] or "", e.get("detail") or "") for e in t["events"])
+        echo_rows(rows, indent=2)
