@@ -15,7 +15,7 @@ from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write
-from .config import Local, domain_of
+from .config import Local, Peer, domain_of
 from .names import public_name, via
 from .routing import Side
 
@@ -31,13 +31,13 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
         return None
     named = pdu.get("originator_system")
     if isinstance(named, Address) and named.domain:
-        return named.write() if named.domain.lower() in peer.domains else None
+        return named.write() if _answerable(named.write(), peer) else None
     sender = pdu.get("sender_header")
     candidates = [sender.write() if isinstance(sender, Address) and sender.domain else None]
     if mail_from and parse_address(mail_from).kind is not Kind.INVALID:
         candidates.append(mail_from)
     candidates.append(peer.system_address)
-    return next((c for c in candidates if c and domain_of(c) in peer.domains), None)
+    return next((c for c in candidates if c and _answerable(c, peer)), None)
 
 
 def compose_answer(
@@ -63,6 +63,11 @@ def compose_answer(
     lines += [("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"), ("MIME-Version", "1.0")]
     mail_from = local.system_address if peer.mail_from == "system" else ""
     return Answer(via(rcpt_to, side.name), mail_from, answer_type, status, join(lines, b""))
+
+
+def _answerable(address: str, peer: Peer) -> bool:
+    # Postfix refuses a local part that begins with a dash: such an answer would wait in the queue for nothing.
+    return domain_of(address) in peer.domains and not address.startswith("-")
 
 
 def _echo(pdu: Pdu, name: str) -> Verbatim | None:

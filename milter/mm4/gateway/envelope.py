@@ -16,7 +16,7 @@ from .outcomes import ACCEPTED, NOT_SERVED, ONE_PEER, STRANGER, TOO_LARGE, WRONG
 from .routing import LOCAL, Router, Side
 from .verdict import Destination, Recipient
 
-__all__ = ["HOME", "admit", "bare", "receive", "size_of"]
+__all__ = ["HOME", "admit", "bare", "outside", "receive", "size_of"]
 
 HOME = "home"
 """Destination of what is addressed to the gateway itself: RES to our system address, bounces."""
@@ -46,9 +46,14 @@ def admit(side: Side | None, mail_from: str, size: int | None) -> Reply:
         return ACCEPTED
     if peer.max_size is not None and size is not None and size > peer.max_size:
         return TOO_LARGE
-    if peer.identity == "strict" and mail_from and domain_of(mail_from) not in peer.domains:
+    if peer.identity == "strict" and outside(side, mail_from):
         return WRONG_SENDER
     return ACCEPTED
+
+
+def outside(side: Side, mail_from: str) -> bool:
+    """Whether a peer's envelope sender lies outside its domains: refused or logged, as `identity` says."""
+    return side.peer is not None and bool(mail_from) and domain_of(mail_from) not in side.peer.domains
 
 
 def receive(

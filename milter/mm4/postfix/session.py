@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from ..gateway.decide import decide
-from ..gateway.envelope import admit, bare, receive, size_of
+from ..gateway.envelope import admit, bare, outside, receive, size_of
 from ..gateway.logline import logline
 from ..gateway.outcomes import DRAINING
 from ..gateway.routing import Router, Side
@@ -107,6 +107,7 @@ class Session:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.client = ""
+        self.connected = False
         self.open = False
         self._reset(runtime.router)
 
@@ -126,6 +127,7 @@ class Session:
     def connect(self, address: str) -> None:
         """A client connected. Nothing is decided yet: EHLO, NOOP, QUIT alone make neither message nor alarm."""
         self.client = address
+        self.connected = True
         self.runtime.count(connections=1)
 
     def mail(self, path: str, parameters: Sequence[str] = ()) -> Reply:
@@ -187,9 +189,11 @@ class Session:
             self.runtime.count(messages=-1)
 
     def close(self) -> None:
-        """The connection is over."""
+        """The connection is over; one that only asked whether somebody is there never began."""
         self.end()
-        self.runtime.count(connections=-1)
+        if self.connected:
+            self.connected = False
+            self.runtime.count(connections=-1)
 
     # -- inside
 
@@ -259,6 +263,7 @@ class Session:
                 transaction_id=pdu.get("transaction_id") if pdu else None,
                 message_id=pdu.get("message_id") if pdu else None,
                 recipients=len(self.recipients),
+                identity="outside" if self.side and outside(self.side, self.mail_from) else None,
                 verdict=verdict.action,
                 status=verdict.status,
                 reply=None if verdict.reply.positive else verdict.reply,
