@@ -32,19 +32,14 @@ def echo_json(value: Any) -> None:
 
 
 def echo_rows(rows: Iterable[Iterable[object]], *, indent: int = 0) -> None:
-    """Rows in columns. Text of others is shown as it is, never read as markup; a pipe gets whole lines."""
-    from rich.console import Console  # noqa: PLC0415 - slow to load
-    from rich.padding import Padding  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    """Rows in columns, each as wide as its widest cell; lines are left whole for whoever pipes them on."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - slow to load
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*(Text(_printable(str(cell)), overflow="fold") for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)
-    console.print(Padding(table, (0, 0, 0, indent), expand=False))
+    table = [[_printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
+        click.echo((" " * indent + "  ".join(cells)).rstrip())
 
 
 def _printable(text: str) -> str:

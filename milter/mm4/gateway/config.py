@@ -238,7 +238,8 @@ class Peer(_Section):
     system_address: SystemAddress | None = Field(
         None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
     )
-    mail_from: Literal["system", "null"] = Field(
+    # YAML reads the plain word null as nothing, which is what somebody who writes it here means.
+    mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
         "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
     )
     max_size: Size | None = Field(None, description="Largest message on the wire, both ways. Default: Postfix's limit.")
