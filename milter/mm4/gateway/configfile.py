@@ -18,7 +18,7 @@ from ..protocol.dialect import builtin_names
 from ..protocol.errors import ConfigError
 from .config import Config
 
-__all__ = ["origins", "parse_config"]
+__all__ = ["origins", "parse_config", "place"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -111,6 +111,13 @@ def parse_config(text: str, name: str) -> Config:
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda p: int(p.split(":")[1]) if p.split(":")[1].isdigit() else 0))
     return _absolute(config, PurePath(name).parent)
+
+
+def place(text: str, name: str, key: str) -> str:
+    """`file:line: key`, for what turns out wrong with a value only when it is used."""
+    tree = _Tree(text, name)
+    path = _in_file(tuple(int(p) if p.isdigit() else p for p in key.split(".")), tree)
+    return f"{name}:{tree.line(path)}: {dotted(path)}"
 
 
 def _unknown_dialects(tree: _Tree) -> Iterator[str]:

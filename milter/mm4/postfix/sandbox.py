@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from ..gateway.config import Config
-from ..gateway.configfile import parse_config
+from ..gateway.configfile import parse_config, place
 from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
 from .children import Child, Signals, stop_leftovers
@@ -242,6 +242,13 @@ class Sandbox:
         maps.replace_file(self.yaml, effective)
         return config
 
+    def _where(self, key: str) -> str:
+        """The place of a key that stands in the given file; the option's own name otherwise."""
+        given, text = read_config(self.origin)
+        if key == "service.submit" and "submit" in given.service.model_fields_set:
+            return place(text, str(self.origin), key) + ":"
+        return key
+
     def _probe_ports(self, config: Config) -> None:
         for key, endpoint in (("--listen", config.service.listen), ("service.submit", config.service.submit)):
             host, port = _split(endpoint)
@@ -249,7 +256,7 @@ class Sandbox:
             if problem is None:
                 continue
             raise PostfixError(
-                f"{key} {endpoint}: {problem}; `ss -ltnp 'sport = :{port}'` names the process that has it: "
+                f"{self._where(key)} {endpoint}: {problem}; `ss -ltnp 'sport = :{port}'` names the process that has it: "
                 "stop that, or choose another port"
             )
         if self.source and (problem := _cannot_bind(self.source, 0)):

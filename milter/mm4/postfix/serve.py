@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ..gateway.config import Config
+from ..gateway.configfile import place
 from ..gateway.logline import logline
-from ..protocol.errors import ConfigError, InternalError, Mm4Error
+from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError, StoreError
 from ..store.store import Store
+from .instance import tool
 from .logs import set_up
 from .notify import notify
 from .settings import read_config
@@ -52,22 +54,22 @@ def serve(path: str) -> int:
     return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text).run())
 
 
-def _listen(folder: Path, name: str) -> socket.socket:
+def _listen(folder: Path, name: str, where: str) -> socket.socket:
     """A listening socket that outlives its server. Non-blocking: of two processes that wake for one connection
-    the loser would sleep in accept(2) and hear no signal.
+    the loser would sleep in accept(2) and hear no signal. `where` is the place in the configuration, for errors.
     """
     path = folder / name
     if len(str(path).encode()) > 100:
-        raise ConfigError(f"folders.sockets: {path} is too long for a UNIX socket (100 bytes); choose a shorter folder")
+        raise ConfigError(f"{where}: {path} is too long for a UNIX socket (100 bytes); choose a shorter folder")
     probe = socket.socket(socket.AF_UNIX)
     try:
         probe.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
         pass
     except OSError as error:
-        raise ConfigError(f"folders.sockets: {path}: {error.strerror}") from None
+        raise ConfigError(f"{where}: {path}: {error.strerror}") from None
     else:
-        raise ConfigError(f"folders.sockets: another mm4 serves on {path}; stop it first")
+        raise ConfigError(f"{where}: another mm4 serves on {path}; stop it first")
     finally:
         probe.close()
     listener = socket.socket(socket.AF_UNIX)
@@ -79,7 +81,7 @@ def _listen(folder: Path, name: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"folders.sockets: cannot make {path}: {error.strerror}; the folder has to exist and be writable "
+            f"{where}: cannot make {path}: {error.strerror}; the folder has to exist and be writable "
             f"for this user (install -d -o mm4 {folder})"
         ) from None
     listener.listen(256)
@@ -169,12 +171,21 @@ class _Supervisor:
     async def run(self) -> int:
         config = self.config
         state, sockets = Path(config.folders.state), Path(config.folders.sockets)
+        self._need_postfix()
+        here = self._place("folders.sockets")
         if not sockets.is_dir():
-            raise ConfigError(f"folders.sockets: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
+            raise ConfigError(f"{here}: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
         self._prepare_state(state)
-        # Migrated here, once: the children only open it.
-        Store.open(config.store).close()
-        listeners = {name: _listen(sockets, name) for name in (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET)}
+        try:
+            # Migrated here, once: the children only open it.
+            Store.open(config.store).close()
+        except StoreError as error:
+            where = self._place("store")
+            database = Path(config.store.removeprefix("sqlite:///"))
+            if config.store.startswith("sqlite:") and not database.parent.is_dir():
+                raise ConfigError(f"{where}: {error}") from None
+            raise StoreError(f"{where}: {error}") from None  # may pass: a full disk, a lock
+        listeners = {name: _listen(sockets, name, here) for name in (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET)}
         self._expose(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -205,6 +216,18 @@ class _Supervisor:
             log.info(logline(stopped="yes"))
         return self.failed or 0
 
+    def _place(self, key: str) -> str:
+        return place(self.text, self.path, key)
+
+    def _need_postfix(self) -> None:
+        """Without Postfix's commands no ack would ever leave: better said now than found out by a peer."""
+        try:
+            tool("postqueue")
+            if self.config.submit == "sendmail":
+                tool("sendmail")
+        except PostfixError as error:
+            raise PostfixError(f"{self._place('submit')}: {error}") from None
+
     def _prepare_state(self, state: Path) -> None:
         try:
             state.mkdir(parents=True, exist_ok=True)
@@ -212,7 +235,7 @@ class _Supervisor:
             shutil.rmtree(metrics, ignore_errors=True)
             metrics.mkdir()
         except OSError as error:
-            raise ConfigError(f"folders.state: {state} cannot be used: {error.strerror}") from None
+            raise ConfigError(f"{self._place('folders.state')}: {state} cannot be used: {error.strerror}") from None
         self.environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
 
     def _expose(self, config: Config) -> None:
@@ -225,7 +248,9 @@ class _Supervisor:
         try:
             expose(endpoint, self.environment["PROMETHEUS_MULTIPROC_DIR"])
         except OSError as error:
-            raise ConfigError(f"service.metrics: cannot listen on {endpoint}: {error.strerror}") from None
+            raise ConfigError(
+                f"{self._place('service.metrics')}: cannot listen on {endpoint}: {error.strerror}; choose a free port"
+            ) from None
 
     async def _all_ready(self) -> None:
         """Wait for every child's first `ready`. One that cannot start says why, and the daemon goes down with it."""
