@@ -256,8 +256,8 @@ class Sandbox:
             if problem is None:
                 continue
             raise PostfixError(
-                f"{self._where(key)} {endpoint}: {problem}; `ss -ltnp 'sport = :{port}'` names the process that has it: "
-                "stop that, or choose another port"
+                f"{self._where(key)} {endpoint}: {problem}; `ss -ltnp 'sport = :{port}'` names the process that "
+                "has it: stop that, or choose another port"
             )
         if self.source and (problem := _cannot_bind(self.source, 0)):
             raise UsageError(f"--source {self.source}: {problem}; it has to be an address of this host")
