@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..protocol.address import Address
-from ..protocol.dialect import Dialect, builtin
+from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError, Reply
 from ..protocol.headers import unfold
 from ..protocol.pdu import Pdu
@@ -54,7 +54,7 @@ class _Decision:
         self.router = router
         self.side = side
         self.local = side.local
-        self.dialect: Dialect = builtin(side.peer.dialect if side.peer else "3gpp")
+        self.dialect: Dialect = router.dialects[side.peer.dialect if side.peer else "3gpp"]
         self.pdu: Pdu = read(mail.headers, self.dialect, self.local.region if side.peer is None else None)
         self.direction = Direction.IN if side.peer else Direction.OUT
         self.numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
@@ -205,7 +205,7 @@ class _Decision:
 
     def _outward(self, name: str) -> Verdict:
         peer = self.router.config.peers[name]
-        dialect = builtin(peer.dialect)
+        dialect = self.router.dialects[peer.dialect]
         completed = completions(
             self.pdu, dialect, self.local, self.mail.mail_from, self.numbers, self.mail.token, self.mail.now
         )

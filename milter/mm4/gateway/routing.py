@@ -10,6 +10,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from ..protocol.address import Address
+from ..protocol.dialect import builtin
 from .config import Config, Local, Peer
 from .names import MAILDIR_DOMAIN, via
 from .verdict import Destination
@@ -35,6 +36,8 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        # Loaded now, so that no message waits for it.
+        self.dialects = {name: builtin(name) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
         sides = [(network, Side(LOCAL, local, None)) for local in config.local for network in local.clients]
         sides += [
             (network, Side(name, config.home, peer)) for name, peer in config.peers.items() for network in peer.networks

@@ -20,6 +20,9 @@ from .errors import DialectError
 
 __all__ = ["Dialect", "Field", "PduRow", "Status", "TypeRow", "builtin", "builtin_names", "read_type", "squash"]
 
+# libyaml's loader, where PyYAML has it: the tables are read at every start.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 PRESENCES = ("mandatory", "conditional", "optional")
 
 
@@ -165,7 +168,7 @@ def builtin(name: str) -> Dialect:
 @functools.cache
 def _load(name: str) -> Dialect:
     text = (resources.files(__package__) / "dialects" / f"{name}.yaml").read_text("utf-8")
-    table = yaml.safe_load(text)
+    table = yaml.load(text, Loader=_Loader)  # noqa: S506 - both are safe loaders
     base = _load(table["extends"]) if "extends" in table else None
     return _build(table, base, f"{name}.yaml")
 

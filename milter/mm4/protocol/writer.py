@@ -5,6 +5,7 @@ ASCII only. A value that cannot be written as the dialect's row says is a Protoc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from .errors import ProtocolError
 from .values import WRITERS, Unreadable, read_id
 
 __all__ = ["Verbatim", "write", "write_value"]
+
+
+_UNWRITABLE = re.compile(r"[^\x20-\x7e\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def write_value(value: Any, field: Field, dialect: Dialect) -> str:
     else:
         _check(value, field, dialect)
         text = WRITERS[field.kind](value, dialect)
-    if not text.isascii() or any(ord(c) < 32 and c != "\n" for c in text):
+    if _UNWRITABLE.search(text):
         raise ProtocolError(f"{field.header}: {text[:40]!r} is not printable US-ASCII")
     if any(line[:1] not in (" ", "\t") or not line.strip() for line in text.split("\n")[1:]):
         raise ProtocolError(f"{field.header}: a line end inside the value")
