@@ -87,7 +87,9 @@ class _Decision:
         ours = all(
             r.raw.strip("<>").rpartition("@")[2].lower() in self.router.own_domains for r in self.mail.recipients
         )
-        return ours and self.pdu.get("content_type") == "multipart/report"
+        # From the lines themselves: what holds no MM4 header has no fields.
+        kind = next((h.value for h in self.mail.headers if h.name.lower() == "content-type"), b"")
+        return ours and unfold(kind).partition(b";")[0].strip().lower() == b"multipart/report"
 
     def _finding(self) -> tuple[str, str] | None:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""

@@ -12,7 +12,7 @@ from ..protocol.address import Kind, parse_address
 from ..protocol.errors import Reply
 from .config import domain_of
 from .names import TOKEN, is_private
-from .outcomes import ACCEPTED, NOT_SERVED, ONE_PEER, STRANGER, TOO_LARGE, WRONG_SENDER
+from .outcomes import NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
 from .routing import LOCAL, Router, Side
 from .verdict import Destination, Recipient
 
@@ -43,12 +43,12 @@ def admit(side: Side | None, mail_from: str, size: int | None) -> Reply:
         return STRANGER
     peer = side.peer
     if peer is None:
-        return ACCEPTED
+        return SENDER_OK
     if peer.max_size is not None and size is not None and size > peer.max_size:
         return TOO_LARGE
     if peer.identity == "strict" and outside(side, mail_from):
         return WRONG_SENDER
-    return ACCEPTED
+    return SENDER_OK
 
 
 def outside(side: Side, mail_from: str) -> bool:
@@ -70,7 +70,7 @@ def receive(
         link = router.config.peers.get(destination.side)
         if link and link.max_size is not None and size is not None and size > link.max_size:
             return Recipient(path, TOO_LARGE)
-    return Recipient(path, ACCEPTED, destination)
+    return Recipient(path, RECIPIENT_OK, destination)
 
 
 def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Destination | None:

@@ -19,13 +19,17 @@ __all__ = [
     "NOT_SERVED",
     "NO_RES_ADDRESS",
     "ONE_PEER",
+    "RECIPIENT_OK",
     "REPLIES",
+    "SENDER_OK",
     "STRANGER",
     "TOO_LARGE",
     "WRONG_SENDER",
 ]
 
 ACCEPTED = Reply(250, "2.0.0", "Ok")
+RECIPIENT_OK = Reply(250, "2.1.5", "Ok")
+SENDER_OK = Reply(250, "2.1.0", "Ok")
 ENDED = Reply(250, "2.0.0", "Ok: recorded")
 
 # RFC 3463 codes: 5.6.x content, 5.7.1 policy, 5.1.x address, 5.3.4 size.

@@ -27,7 +27,11 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+\Z")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
-_COMMENT = re.compile(r"\([^()]*\)")
+_IPV4_SHAPE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z", re.ASCII)
+_AREA_CODE = re.compile(r"\([0-9]+\)[0-9 ().-]+\Z")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\Z', re.DOTALL)
+_GROUP = re.compile(r'\s*(?:"(?:[^"\\]|\\.)*"|[^"<>@:()\[\]]*):(?P<first>.*)\Z', re.DOTALL)
+_MAILBOX = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9_.:\[\]-]+)?\Z")
 _DOTTED_LIST = re.compile(r"\+\d{7,15}(?:/TYPE=PLMN)?(?:\.\+\d{7,15}(?:/TYPE=PLMN)?)+\Z", re.IGNORECASE)
 
 
@@ -63,6 +67,19 @@ class Address:
         """The E.164 number with its plus, or None."""
         return self.value if self.kind is Kind.E164 else None
 
+    @property
+    def completed(self) -> bool:
+        """Whether an E.164 number stood there without its plus."""
+        return self.kind is Kind.E164 and not (_bare(self.text) or "").lstrip('"').startswith("+")
+
+    def as_given(self) -> str:
+        """The address as it stood, without display name and comments; as we write it where that is no plain mailbox.
+
+        Whoever named `+447700900101@mms.example` may know no mailbox of any other spelling.
+        """
+        bare = _bare(self.text)
+        return bare if bare and _MAILBOX.match(bare) else self.write()
+
     def local_part(self) -> str:
         """The exact local part that we write: `+E164/TYPE=PLMN`, `12345/TYPE=PLMN`, `192.0.2.33/TYPE=IPv4`."""
         match self.kind:
@@ -88,7 +105,8 @@ class Address:
 def split_list(text: str) -> list[str]:
     """The members of an address list: commas (and semicolons) outside quotes, angles and comments part them.
 
-    One encoder joins numbers with full stops; such a list is split too.
+    One encoder joins numbers with full stops; such a list is split too. Of a group (`Friends: a, b;`) the
+    members count. Takes time in proportion to the length.
     """
     members: list[str] = []
     current: list[str] = []
@@ -115,6 +133,9 @@ def split_list(text: str) -> list[str]:
     members.append("".join(current))
     result: list[str] = []
     for member in (m.strip() for m in members):
+        group = _GROUP.match(member) if ";" in text and not _is_ipv6(member) else None
+        if group is not None:
+            member = group["first"].strip()  # noqa: PLW2901 - its name is not an address
         if _DOTTED_LIST.match(member):
             result += ["+" + part for part in re.split(r"\.?\+", member)[1:]]
         elif member:
@@ -127,10 +148,10 @@ def parse_address(text: str, region: str | None = None) -> Address:
 
     `region` is the ISO 3166 country in which a number without plus is completed.
     """
-    return _parse(text, region)
+    # What is kept must be short, or a peer could fill the memory with addresses.
+    return (_parse_kept if len(text) <= _LONGEST_KEPT else _parse)(text, region)
 
 
-@lru_cache(maxsize=4096)
 def _parse(text: str, region: str | None) -> Address:
     invalid = Address(Kind.INVALID, text.strip(), None, text)
     bare = _bare(text)
@@ -141,30 +162,56 @@ def _parse(text: str, region: str | None) -> Address:
         localpart, domain = bare, ""
     elif not _DOMAIN.match(domain) and not _is_literal(domain):
         return invalid
-    if localpart.startswith('"') and localpart.endswith('"') and len(localpart) > 1:
-        localpart = re.sub(r"\\(.)", r"\1", localpart[1:-1])
-    typed = _TYPED.match(localpart)
-    body, kind = (typed["body"], typed["type"].upper()) if typed else (localpart, "")
+    quoted = _QUOTED.match(localpart)
+    inner = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else localpart
+    typed = _TYPED.match(inner)
+    body, kind = (typed["body"], typed["type"].upper()) if typed else (inner, "")
     found = _typed(body, kind, region) if kind else _untyped(body, domain or None, region)
-    if found is None:
-        return invalid
-    if found[0] is Kind.EMAIL:
+    if found is not None:
+        value = f"{inner}@{domain}" if found[0] is Kind.EMAIL else found[1]
+        return Address(found[0], value, domain or None, text)
+    if quoted and domain and not kind and _number(inner, region) is None and inner.isprintable():
+        # A local part that needs its quotes: they belong to the address.
         return Address(Kind.EMAIL, f"{localpart}@{domain}", domain, text)
-    return Address(found[0], found[1], domain or None, text)
+    return invalid
+
+
+_LONGEST_KEPT = 120
+_parse_kept = lru_cache(maxsize=4096)(_parse)
 
 
 def _bare(text: str) -> str | None:
     """The address without display name, angles, comments and source route; None where nothing is left."""
-    stripped = text.strip()
-    if "(" in stripped and '"' not in stripped:
-        previous = None
-        while previous != stripped:
-            previous, stripped = stripped, _COMMENT.sub("", stripped).strip()
+    stripped = _without_comments(text.strip()).strip()
     if stripped.endswith(">") and "<" in stripped:
         stripped = stripped[stripped.rindex("<") + 1 : -1].strip()
         if stripped.startswith("@") and ":" in stripped:
             stripped = stripped.partition(":")[2]
     return stripped or None
+
+
+def _without_comments(text: str) -> str:
+    """The text without RFC 5322 comments, nested or not; as it is where a parenthesis stays open."""
+    if "(" not in text or _AREA_CODE.match(text):
+        return text
+    kept: list[str] = []
+    quoted = escaped = False
+    depth = 0
+    for character in text:
+        if escaped:
+            escaped = False
+        elif character == "\\" and (quoted or depth):
+            escaped = True
+        elif character == '"' and not depth:
+            quoted = not quoted
+        elif character == "(" and not quoted:
+            depth += 1
+        elif character == ")" and depth:
+            depth -= 1
+            continue
+        if not depth:
+            kept.append(character)
+    return text if depth else "".join(kept)
 
 
 def _typed(body: str, kind: str, region: str | None) -> tuple[Kind, str] | None:
@@ -187,7 +234,7 @@ def _untyped(body: str, domain: str | None, region: str | None) -> tuple[Kind, s
 
 
 def _number(body: str, region: str | None) -> tuple[Kind, str] | None:
-    if body.count(".") == 3 and "+" not in body and _ip(body, 4):
+    if _IPV4_SHAPE.match(body):
         return None
     digits = _SEPARATORS.sub("", body)
     if not _NUMBER.match(digits):
@@ -226,10 +273,16 @@ def _ip(body: str, version: int | None) -> tuple[Kind, str] | None:
         address = ipaddress.ip_address(body)
     except ValueError:
         return None
-    if version not in (None, address.version):
+    if version not in (None, address.version) or "%" in body:  # an interface means nothing to another host
         return None
     return (Kind.IPV4 if address.version == 4 else Kind.IPV6), str(address)
 
 
 def _is_literal(domain: str) -> bool:
     return domain.startswith("[") and domain.endswith("]") and _ip(domain[1:-1].removeprefix("IPv6:"), None) is not None
+
+
+def _is_ipv6(member: str) -> bool:
+    """Whether a member is an IPv6 address, whose first colon opens no group."""
+    body = member.partition("@")[0].partition("/")[0].strip("[]")
+    return body.count(":") > 1 and _ip(body, 6) is not None

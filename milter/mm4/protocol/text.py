@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import encodings.aliases
 import quopri
 import re
 
@@ -18,6 +19,11 @@ _BETWEEN = re.compile(r"(\?=)[ \t]+(=\?[^?\s]+\?[bBqQ]\?)")
 _UNWRITABLE = re.compile(r"[\ud800-\udfff]")
 _WORD_BYTES = 45  # an encoded word has at most 75 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LOOKS_ENCODED = re.compile(r"=\?[^?\s]+\?[^?\s]*\?")
+
+# Charsets by name. Only these are looked up: Python keeps every unknown name for ever, and some of its codecs
+# (punycode, unicode_escape) are no charsets.
+_CHARSETS = frozenset(encodings.aliases.aliases) | frozenset(encodings.aliases.aliases.values()) | {"koi8_u", "cp874"}
 
 
 def decode_text(raw: bytes) -> tuple[str, list[str]]:
@@ -28,7 +34,8 @@ def decode_text(raw: bytes) -> tuple[str, list[str]]:
     plain = _BETWEEN.sub(r"\1\2", raw.decode("latin-1"))
     result: list[str] = []
     position = 0
-    pending: tuple[str, bytearray, str] | None = None  # charset, bytes, as written: a character may span two words
+    # Charset, bytes, as written, of neighbouring words: a character may span two of them.
+    pending: tuple[str, list[bytes], list[str]] | None = None
 
     def flush() -> None:
         nonlocal pending
@@ -36,16 +43,20 @@ def decode_text(raw: bytes) -> tuple[str, list[str]]:
             return
         charset, data, written = pending
         pending = None
-        try:
-            result.append(bytes(data).decode(charset.partition("*")[0]))
-        except (LookupError, UnicodeError, ValueError):
+        decoded = _decoded(b"".join(data), charset)
+        if decoded is None:
             notes.append(f"an encoded word that is not readable as {charset[:30]}")
-            result.append(written)
+        result.append("".join(written) if decoded is None else decoded)
+
+    def leave(between: str) -> None:
+        if _LOOKS_ENCODED.search(between):
+            notes.append("a broken encoded word")
+        result.append(between)
 
     for match in _WORD.finditer(plain):
         if match.start() > position or position == 0:
             flush()
-        result.append(plain[position : match.start()])
+        leave(plain[position : match.start()])
         position = match.end()
         data = _word_bytes(match[2], match[3])
         if data is None:
@@ -53,17 +64,31 @@ def decode_text(raw: bytes) -> tuple[str, list[str]]:
             notes.append("a broken encoded word")
             result.append(match[0])
         elif pending is not None and pending[0].lower() == match[1].lower():
-            pending = (pending[0], pending[1] + data, pending[2] + match[0])
+            pending[1].append(data)
+            pending[2].append(match[0])
         else:
             flush()
-            pending = (match[1], bytearray(data), match[0])
+            pending = (match[1], [data], [match[0]])
     flush()
-    result.append(plain[position:])
+    leave(plain[position:])
     text = "".join(result)
     if _CONTROL.search(text):
         notes.append("control characters, read as blanks")
         text = _CONTROL.sub(" ", text)
-    return text, notes
+    return text, list(dict.fromkeys(notes))
+
+
+def _decoded(data: bytes, charset: str) -> str | None:
+    """The text of an encoded word; None where its charset is unknown or does not fit."""
+    name = encodings.normalize_encoding(charset.partition("*")[0][:60]).lower()
+    if name not in _CHARSETS:
+        return None
+    try:
+        text = data.decode(name)
+    except (LookupError, ValueError):
+        return None
+    # UTF-7 gives lone surrogates, which nobody can write again.
+    return None if _UNWRITABLE.search(text) else text
 
 
 def _word_bytes(encoding: str, text: str) -> bytes | None:

@@ -18,7 +18,7 @@ from .values import WRITERS, Unreadable, read_id
 __all__ = ["Verbatim", "write", "write_value"]
 
 
-_UNWRITABLE = re.compile(r"[^\x20-\x7e\n]")
+_UNWRITABLE = re.compile(r"[^\x20-\x7e\t\n]")
 
 
 @dataclass(frozen=True, slots=True)
