@@ -323,6 +323,31 @@ def test_a_client_that_goes_away_leaves_nothing_delivered_and_the_server_alive(t
     run(body)
 
 
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        (b"", 1),
+        (b"LHLO mail.example.test\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.test>\r\n", 1),
+        (b"LHLO mail.example.test\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.test>\r\nDATA\r\nhalf", 1),
+        (b"LHLO mail.example.test\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.test>\r\nDATA\r\n.\r\nQUIT\r\n", 0),
+        (b"LHLO mail.example.test\r\n", 0),  # how a cached session of Postfix's ends
+    ],
+)
+def test_a_client_that_goes_before_it_was_served_is_told_of(tmp_path: Path, said: bytes, lost: int) -> None:
+    async def body() -> None:
+        told: list[bool] = []
+        async with serving(Fake(), tmp_path, lost=lambda: told.append(True)) as at:
+            client = await at.connect()
+            client.send(said)
+            await client.writer.drain()
+            client.writer.write_eof()
+            await client.reader.read()
+            await until(lambda: at.server.sessions == 0)
+        assert len(told) == lost
+
+    run(body)
+
+
 def test_an_idle_session_is_closed_with_421(tmp_path: Path) -> None:
     async def body() -> None:
         async with serving(Fake(), tmp_path, idle_seconds=0.02) as at:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+import phonenumbers
 
 from ..protocol.dialect import builtin_names
 from ..protocol.errors import UsageError
@@ -16,10 +17,18 @@ from .options import echo_json, json_option
 __all__ = ["lint", "read_bytes"]
 
 
+def _region(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.upper() not in phonenumbers.SUPPORTED_REGIONS:
+        raise click.BadParameter(f"{value!r} is no ISO 3166 country with a numbering plan, for example DE")
+    return value and value.upper()
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--dialect", default="3gpp", show_default=True, type=click.Choice(builtin_names()), help="Whose rules.")
-@click.option("--region", metavar="CC", help="Country in which national numbers are read, for example DE.")
+@click.option(
+    "--region", metavar="CC", callback=_region, help="Country in which national numbers are read, for example DE."
+)
 @json_option
 def lint(files: tuple[str, ...], dialect: str, region: str | None, as_json: bool) -> int:
     """Read messages (- is standard input) and say what they break.

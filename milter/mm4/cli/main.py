@@ -7,6 +7,7 @@ MM4_DEBUG is set in the environment.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -69,6 +70,10 @@ def main() -> None:
 
 def run() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's charset lacks is shown escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(standalone_mode=False)
     except click.UsageError as error:

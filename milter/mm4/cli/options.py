@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,8 +28,13 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON object on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    """One JSON object on one line; in ASCII where the terminal, or a file's name, is no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    click.echo(text)
 
 
 def echo_rows(rows: Iterable[Iterable[object]], *, indent: int = 0) -> None:

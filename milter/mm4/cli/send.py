@@ -13,10 +13,16 @@ from ..gateway.config import Config
 from ..gateway.routing import Router
 from ..postfix.settings import read_config
 from ..protocol.address import Kind, parse_address
-from ..protocol.errors import SubmissionError, UsageError
+from ..protocol.errors import Mm4Error, SubmissionError, UsageError
 from .options import config_option, echo_json, json_option
 
-__all__ = ["send", "submit"]
+__all__ = ["Refused", "send", "submit"]
+
+
+class Refused(Mm4Error):
+    """The gateway refused the message: a negative finding, not a wrong use of the command."""
+
+    exit_code = 1
 
 
 @click.command()
@@ -59,7 +65,7 @@ def send(
 
 
 def submit(config: Config, sender: str, recipients: tuple[str, ...], message: bytes) -> dict[str, str]:
-    """Hand a message to the MM4 service; what was refused, by recipient. Raises SubmissionError, UsageError."""
+    """Hand a message to the MM4 service; what was refused, by recipient. Raises SubmissionError, Refused."""
     service = config.service.listen
     mail_from = _envelope(config, sender)
     refused: dict[str, str] = {}
@@ -84,7 +90,7 @@ def submit(config: Config, sender: str, recipients: tuple[str, ...], message: by
 def _expect(answer: tuple[int, bytes], where: str) -> None:
     code, reply = answer
     if not 200 <= code < 300:
-        raise UsageError(f"the gateway refused the message at {where}: {code} {reply.decode('utf-8', 'replace')}")
+        raise Refused(f"the gateway refused the message at {where}: {code} {reply.decode('utf-8', 'replace')}")
 
 
 def _source(config: Config) -> tuple[str, int] | None:

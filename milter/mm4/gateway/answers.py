@@ -31,9 +31,9 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
         return None
     named = pdu.get("originator_system")
     if isinstance(named, Address) and named.domain:
-        return named.write() if _answerable(named.write(), peer) else None
+        return named.as_given() if _answerable(named.as_given(), peer) else None
     sender = pdu.get("sender_header")
-    candidates = [sender.write() if isinstance(sender, Address) and sender.domain else None]
+    candidates = [sender.as_given() if isinstance(sender, Address) and sender.domain else None]
     if mail_from and parse_address(mail_from).kind is not Kind.INVALID:
         candidates.append(mail_from)
     candidates.append(peer.system_address)
@@ -55,7 +55,7 @@ def compose_answer(
         "status_code": status,
         "status_text": text,
         "sender": _system(local),
-        "recipients": (parse_address(rcpt_to),),
+        "recipients": Verbatim(rcpt_to),
         "date": now,
         "content_type": Verbatim("text/plain; charset=us-ascii"),
     }

@@ -7,6 +7,7 @@ these descriptions. Reading the YAML, with line numbers for everything that is w
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -67,7 +68,7 @@ def _domain(text: str) -> str:
     labels = text.split(".")
     if len(text) > 253 or len(labels) < 2 or not all(_LABEL.match(label) for label in labels):
         raise ValueError(f"{text!r} is no domain name, for example mms.mnc001.mcc262.gprs")
-    if text.lower().endswith("." + PRIVATE_DOMAIN):
+    if ("." + text.lower()).endswith("." + PRIVATE_DOMAIN):
         raise ValueError(f"{PRIVATE_DOMAIN} is this gateway's own name space")
     return text.lower()
 
@@ -87,7 +88,7 @@ def _email(text: str) -> str:
 
 
 def _prefix(text: str) -> str:
-    if not re.fullmatch(r"\+\d{0,15}", text):
+    if not re.fullmatch(r"\+[0-9]{0,15}", text):
         raise ValueError(f'{text!r} is no number prefix: write a plus and digits in quotes, for example "+49160"')
     return text
 
@@ -97,6 +98,16 @@ def _network(value: str) -> IPNetwork:
         return ipaddress.ip_network(value)
     except ValueError as error:
         raise ValueError(f"{value!r} is no network: {error}; for example 192.0.2.10/32") from None
+
+
+def _store(text: str) -> str:
+    # The text itself stays out of the message: it may hold a password.
+    if not re.match(r"(sqlite:///|postgresql(\+psycopg)?://)[^\s]", text):
+        raise ValueError(
+            "a store is sqlite:////absolute/path/mm4.db, sqlite:///path from this file's folder, or "
+            "postgresql://user@host/name"
+        )
+    return text
 
 
 def _hop(text: str) -> str:
@@ -110,6 +121,7 @@ SystemAddress = Annotated[Text, AfterValidator(_email)]
 Prefix = Annotated[Text, AfterValidator(_prefix)]
 NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
 NextHop = Annotated[Text, AfterValidator(_hop)]
+StoreUrl = Annotated[Text, AfterValidator(_store)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 
@@ -313,7 +325,7 @@ class Config(_Section):
     local: list[Local] = Field(min_length=1, description="Our own side; a mapping, or a list of several identities.")
     peers: dict[str, Peer] = Field(default_factory=dict, description="The links, by name ([a-z][a-z0-9-]*).")
     routes: list[PrefixRoute] = Field(default_factory=list, description="Where numbers that we do not serve go.")
-    store: Text = Field("sqlite:////var/lib/mm4/mm4.db", description="Transactions: an SQLAlchemy URL.")
+    store: StoreUrl = Field("sqlite:////var/lib/mm4/mm4.db", description="Transactions: an SQLAlchemy URL.")
     service: Service = Field(default_factory=Service, description="Where Postfix and the daemon meet the world.")
     submit: Literal["sendmail", "smtp"] = Field(
         "sendmail", description="How acks go out: Postfix's sendmail, or the private submission line."
@@ -339,9 +351,14 @@ class Config(_Section):
         return self.local[0]
 
 
+def _at(*path: str | int) -> str:
+    """The place of a problem, before its text: configfile finds the line by it."""
+    return json.dumps(path) + "\x01"
+
+
 def _peer_names(peers: dict[str, Peer]) -> list[str]:
     return [
-        f"peers.{name}\x01{name!r} is no peer name: a letter, then at most 29 of a-z, 0-9 and -, and not local"
+        _at("peers", name) + f"{name!r} is no peer name: a letter, then at most 29 of a-z, 0-9 and -, and not local"
         for name in peers
         if not PEER_NAME.match(name) or name == "local"
     ]
@@ -349,7 +366,7 @@ def _peer_names(peers: dict[str, Peer]) -> list[str]:
 
 def _routes(config: Config) -> list[str]:
     return [
-        f"routes.{i}.peer\x01no peer is named {route.peer!r}; there are: {', '.join(config.peers) or 'none'}"
+        _at("routes", i, "peer") + f"no peer is named {route.peer!r}; there are: {', '.join(config.peers) or 'none'}"
         for i, route in enumerate(config.routes)
         if route.peer not in config.peers
     ]
@@ -357,14 +374,17 @@ def _routes(config: Config) -> list[str]:
 
 def _overlaps(config: Config) -> list[str]:
     problems = []
-    seen: dict[IPNetwork, str] = {}
-    owners = [(f"local.{i}.clients", local.clients) for i, local in enumerate(config.local)]
-    owners += [(f"peers.{name}.networks", peer.networks) for name, peer in config.peers.items()]
+    seen: dict[IPNetwork, tuple[str | int, ...]] = {}
+    owners: list[tuple[tuple[str | int, ...], list[IPNetwork]]] = [
+        (("local", i, "clients"), local.clients) for i, local in enumerate(config.local)
+    ]
+    owners += [(("peers", name, "networks"), peer.networks) for name, peer in config.peers.items()]
     for path, networks in owners:
         for i, network in enumerate(networks):
-            if network in seen and not (path.startswith("local.") and seen[network].startswith("local.")):
+            if network in seen and not (path[0] == "local" and seen[network][0] == "local"):
+                there = ".".join(str(part) for part in seen[network] if isinstance(part, str))
                 problems.append(
-                    f"{path}.{i}\x01{network} stands at {seen[network]} too: a client address must name one side; "
+                    _at(*path, i) + f"{network} stands at {there} too: a client address must name one side; "
                     "give the two different networks"
                 )
             seen.setdefault(network, path)
@@ -375,13 +395,13 @@ def _domains(config: Config) -> list[str]:
     ours = {local.domain for local in config.local}
     inward = {domain_of(local.deliver_to) for local in config.local if local.deliver_to}
     problems = [
-        f"local.{i}.deliver_to\x01{domain_of(local.deliver_to)} is a domain of ours: bounces come home by it"
+        _at("local", i, "deliver_to") + f"{domain_of(local.deliver_to)} is a domain of ours: bounces come home by it"
         for i, local in enumerate(config.local)
         if local.deliver_to and domain_of(local.deliver_to) in ours
     ]
     for name, peer in config.peers.items():
         problems += [
-            f"peers.{name}.domains.{i}\x01{domain} is our own domain (local.domain)"
+            _at("peers", name, "domains", i) + f"{domain} is our own domain (local.domain)"
             for i, domain in enumerate(peer.domains)
             if domain in ours or domain in inward
         ]

@@ -7,6 +7,7 @@ text that its caller has read from a file, so nothing here touches a disk. All p
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, TypeAlias
@@ -37,6 +38,10 @@ _EXPECTED = {
 }
 
 
+_MOST_VALUES = 100_000
+"""Values that a file may hold; aliases of aliases would multiply without end."""
+
+
 class _Tree:
     """The YAML document as plain values, and the line of every key and item in it."""
 
@@ -45,38 +50,71 @@ class _Tree:
         self.lines: dict[Path, int] = {(): 1}
         self.problems: list[str] = []
         self.value: Any = None
-        loader = yaml.SafeLoader(text)
+        self._values = 0
+        self._own_keys: dict[int, frozenset[int]] = {}
         try:
-            node = loader.get_single_node()
-            self.value = self._build(loader, node, ()) if node is not None else None
+            self.value = self._load(text)
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise ConfigError(f"{name}:{line}: not readable as YAML: a character that is no text") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
             what = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ConfigError(f"{name}:{line}: not readable as YAML: {what}") from None
+        except RecursionError:
+            raise ConfigError(f"{name}:1: not readable as YAML: nested too deeply") from None
+
+    def _load(self, text: str) -> Any:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            return self._build(loader, node, ()) if node is not None else None
         finally:
             loader.dispose()
 
     def _build(self, loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise ConfigError(f"{self.name}:{self.line(path)}: holds more than {_MOST_VALUES} values")
         if isinstance(node, yaml.SequenceNode):
             return [self._build(loader, item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
-            loader.flatten_mapping(node)
-            result: dict[Any, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(loader.construct_object(key_node))
-                line = key_node.start_mark.line + 1
-                if key in result:
-                    first = self.lines[(*path, key)]
-                    self.problems.append(
-                        f"{self.name}:{line}: {dotted((*path, key))}: stands here twice (line {first}); keep one"
-                    )
-                    continue
-                self.lines[(*path, key)] = line
-                result[key] = self._build(loader, value_node, (*path, key))
-            return result
-        return loader.construct_object(node)
+            return self._mapping(loader, node, path)
+        return self._scalar(loader, node, path)
+
+    def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        # Keys that come from a merge (<<) stand first and may be said again.
+        own = self._own_keys.setdefault(id(node), frozenset(id(key) for key, _ in node.value))
+        loader.flatten_mapping(node)
+        result: dict[str, Any] = {}
+        said: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(self._scalar(loader, key_node, path))
+            line = key_node.start_mark.line + 1
+            if key in said:
+                first = self.lines[(*path, key)]
+                self.problems.append(
+                    f"{self.name}:{line}: {dotted((*path, key))}: stands here twice (line {first}); keep one"
+                )
+                continue
+            if id(key_node) in own:
+                said.add(key)
+            self.lines[(*path, key)] = line
+            result[key] = self._build(loader, value_node, (*path, key))
+        return result
+
+    def _scalar(self, loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> Any:
+        try:
+            return loader.construct_object(node)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            # YAML took it for a date or a number, and it is none (2026-13-45).
+            kind = node.tag.rpartition(":")[2]
+            line = node.start_mark.line + 1
+            found = _shown(node.value)
+            self.problems.append(f"{self.name}:{line}: {dotted(path)}: {found} is no {kind}; put it in quotes")
+            return str(node.value)
 
     def line(self, path: Path) -> int:
         """The line of the longest part of `path` that stands in the file."""
@@ -109,7 +147,7 @@ def parse_config(text: str, name: str) -> Config:
         problems += _explain(error, tree)
     problems += _unknown_dialects(tree)
     if problems or config is None:
-        raise ConfigError(sorted(problems, key=lambda p: int(p.split(":")[1]) if p.split(":")[1].isdigit() else 0))
+        raise ConfigError(sorted(problems, key=lambda p: int(p.removeprefix(f"{name}:").partition(":")[0])))
     return _absolute(config, PurePath(name).parent)
 
 
@@ -138,7 +176,7 @@ def _explain(error: ValidationError, tree: _Tree) -> Iterator[str]:
         message = detail["msg"].removeprefix("Value error, ")
         for part in message.split("\x00"):
             where, mark, what = part.partition("\x01")
-            inner = _in_file(tuple(int(p) if p.isdigit() else p for p in where.split(".")), tree) if mark else path
+            inner = _in_file(tuple(json.loads(where)), tree) if mark else path
             yield f"{tree.name}:{tree.line(inner)}: {dotted(inner)}: {_what(detail, what if mark else part, inner)}"
 
 
@@ -158,13 +196,22 @@ def _what(detail: Any, message: str, path: Path) -> str:
         hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else ""
         return "unknown key" + hint
     if kind == "literal_error":
-        return f"expects {detail['ctx']['expected']}, found {detail['input']!r}"
+        return f"expects {detail['ctx']['expected']}, found {_shown(detail['input'])}"
     if kind == "too_short":
         return "needs at least one entry"
     expected = _EXPECTED.get(kind)
     if expected is None:
         return message
-    return expected if kind == "missing" else f"{expected}, found {detail['input']!r}"
+    return expected if kind == "missing" else f"{expected}, found {_shown(detail['input'])}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message: one line, not too long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _keys_at(path: Path) -> list[str]:

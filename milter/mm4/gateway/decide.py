@@ -191,7 +191,9 @@ class _Decision:
         try:
             verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
         except ProtocolError as error:
-            # The local side's message cannot be written as the peer's dialect wants it.
+            # The message cannot be written as the peer's dialect wants it.
+            if self.side.peer is not None and not self.monitor:
+                return self._violation(CORRUPT, str(error))
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
         assert verdict.record is not None
         return replace(

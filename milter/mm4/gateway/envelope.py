@@ -32,7 +32,7 @@ def size_of(parameters: Iterable[str]) -> int | None:
     """The SIZE parameter of MAIL in bytes on the wire, in any letter case; None where there is none."""
     for parameter in parameters:
         key, _, value = parameter.partition("=")
-        if key.upper() == "SIZE" and value.isascii() and value.isdigit():
+        if key.upper() == "SIZE" and value.isascii() and value.isdigit() and len(value) <= 20:
             return int(value)
     return None
 
@@ -76,8 +76,8 @@ def receive(
 def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Destination | None:
     if is_private(rcpt):
         return None
-    localpart, _, domain = rcpt.rpartition("@")
-    own = router.local_of(domain) if localpart else None
+    localpart, domain = rcpt.rpartition("@")[::2] if "@" in rcpt else (rcpt, "")
+    own = router.local_of(domain) if domain else None
     address = parse_address(rcpt, side.local.region if side.peer is None else None)
     if own is not None:
         if address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower())):

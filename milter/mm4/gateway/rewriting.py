@@ -13,10 +13,11 @@ from typing import Any
 
 from ..protocol.address import Address, Kind, parse_address, split_list
 from ..protocol.dialect import Dialect, Field
+from ..protocol.errors import ProtocolError
 from ..protocol.pdu import Found, Pdu
 from ..protocol.writer import Verbatim, write_value
 from .config import Local, Peer
-from .edits import Edit
+from .edits import MAX_CHANGED, Edit
 from .names import RESPONDER_DOMAIN, public_name
 from .verdict import Recipient
 
@@ -72,7 +73,8 @@ def outward_edits(
 ) -> list[Edit]:
     """A forward.REQ on its way to a peer, read by `source`, written by `target`.
 
-    `completed` holds typed values for fields that the message lacks.
+    `completed` holds typed values for fields that the message lacks. Raises ProtocolError where a line that has
+    to change cannot be written.
     """
     edits: list[Edit] = []
     values = dict(completed)
@@ -99,16 +101,27 @@ def _write_field(
         yield Edit("add", field.header, 0, wanted)
         return
     if places[0].name.lower() in own:
-        for index, place in enumerate(places):
-            new = wanted if index == 0 and wanted is not None else _international(field, place, pdu)
+        for place in places:
+            new = wanted if wanted is not None else _international(field, place, pdu)
             if new is not None and new != place.raw.decode("latin-1"):
-                yield Edit("change", place.name, place.occurrence, new)
+                yield Edit("change", _changeable(place).name, place.occurrence, new)
         return
-    # The field stands under another dialect's name: that line goes, the peer's own name comes.
-    for index, place in enumerate(places):
-        yield Edit("delete", place.name, place.occurrence)
-        value = wanted if index == 0 and wanted is not None else place.raw.decode("latin-1")
-        yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+    # The field stands under another dialect's name: those lines go, the peer's own name comes. What stood under
+    # the peer's name beside it did not count, and would count there.
+    for place in (*places, *(p for p in pdu.beside.get(field.name, ()) if p.name.lower() in own)):
+        yield Edit("delete", _changeable(place).name, place.occurrence)
+    values_read = [place.raw.decode("latin-1").replace("\t", " ") for place in places]
+    several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
+    for value in values_read if several and wanted is None else [wanted if wanted is not None else values_read[0]]:
+        if value:
+            yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+
+
+def _changeable(place: Found) -> Found:
+    """The line, if all of it was seen: of a longer one a milter gets a part, and would write only that."""
+    if len(place.raw) >= MAX_CHANGED:
+        raise ProtocolError(f"{place.name} is too long to be changed")
+    return place
 
 
 def _international(field: Field, place: Found, pdu: Pdu) -> str | None:
@@ -117,10 +130,11 @@ def _international(field: Field, place: Found, pdu: Pdu) -> str | None:
         return None
     value = pdu.get(field.name)
     known = {a.text.strip(): a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, Address)}
-    members = [known.get(member.strip()) for member in split_list(place.raw.decode("latin-1"))]
-    if None in members or not any(a and a.kind is Kind.E164 and "+" not in a.text for a in members):
+    text = place.raw.decode("latin-1")
+    members = [known.get(m) for m in (split_list(text) if field.kind == "addresses" else [text.strip(" \t,;")])]
+    if None in members or not any(a and a.completed for a in members):
         return None
-    return ",\n ".join(a.write() for a in members if a is not None)
+    return ",\n ".join(a.write() for a in members if a is not None and a.kind is not Kind.INVALID)
 
 
 def completions(

@@ -91,7 +91,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     )
     maildir = Maildir(state / "maildir")
     servers = [
-        LmtpServer(_listener(responder_descriptor), responder, name=command["host"]),
+        LmtpServer(_listener(responder_descriptor), responder, name=command["host"], lost=responder.missed),
         LmtpServer(_listener(maildir_descriptor), maildir, name=command["host"]),
     ]
     for server in servers:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -98,7 +99,8 @@ class LmtpServer:
 
     `listener` is a listening, non-blocking UNIX socket; it stays open when the server ends, because its
     backlog is what keeps Postfix waiting instead of deferring while this process restarts. `idle_seconds`
-    bounds each wait for the client. Give it a running event loop: construct, then `start`.
+    bounds each wait for the client. `lost` is called when a client was gone before it was served, having waited
+    too long or died: then Postfix has deferred what it brought. Give it a running event loop: construct, then `start`.
     """
 
     def __init__(
@@ -108,12 +110,14 @@ class LmtpServer:
         *,
         name: str = "mm4",
         idle_seconds: float = 300.0,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         if listener.gettimeout() != 0:
             raise ValueError("the listening socket must be non-blocking: others may accept from it too")
         self.handler = handler
         self.name = name
         self.idle_seconds = idle_seconds
+        self.lost = lost
         self._listener = listener
         self._sessions: dict[asyncio.Task[None], _Session] = {}
         self._resume: asyncio.TimerHandle | None = None
@@ -224,6 +228,8 @@ class _Session:
         except OSError:
             return  # the client is gone; nothing was promised to it that it has not read
         finally:
+            if not self._greeted or self._envelope is not None:
+                self._server.lost()
             with contextlib.suppress(OSError):
                 if self._out and not writer.is_closing():
                     writer.write(b"".join(self._out))

@@ -226,6 +226,10 @@ class Responder:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._flusher
 
+    def missed(self) -> None:
+        """Have flushed what Postfix deferred without an answer of ours: we stood still, or its lmtp died."""
+        self._ask_flush([RESPONDER_DOMAIN, *sorted(self._local_domains)], self._flush_seconds)
+
     def close(self) -> None:
         """Stop the threads, without waiting for one that hangs in the store or the disk."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -54,6 +55,23 @@ def serve(path: str) -> int:
     return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text).run())
 
 
+def _own(folder: Path, where: str) -> int:
+    """Be the only supervisor of the sockets in `folder`, for as long as the returned descriptor is open.
+
+    A lock and not a look at the sockets: after a supervisor was killed its children still answer there while they
+    finish what has begun, and the next one must not be kept from starting by them.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"{where}: another mm4 serves in {folder}; stop it first") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: {folder} cannot be locked: {error.strerror}") from None
+    return descriptor
+
+
 def _listen(folder: Path, name: str, where: str) -> socket.socket:
     """A listening socket that outlives its server. Non-blocking: of two processes that wake for one connection
     the loser would sleep in accept(2) and hear no signal. `where` is the place in the configuration, for errors.
@@ -61,17 +79,6 @@ def _listen(folder: Path, name: str, where: str) -> socket.socket:
     path = folder / name
     if len(str(path).encode()) > 100:
         raise ConfigError(f"{where}: {path} is too long for a UNIX socket (100 bytes); choose a shorter folder")
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        pass
-    except OSError as error:
-        raise ConfigError(f"{where}: {path}: {error.strerror}") from None
-    else:
-        raise ConfigError(f"{where}: another mm4 serves on {path}; stop it first")
-    finally:
-        probe.close()
     listener = socket.socket(socket.AF_UNIX)
     try:
         path.unlink(missing_ok=True)
@@ -175,6 +182,7 @@ class _Supervisor:
         here = self._place("folders.sockets")
         if not sockets.is_dir():
             raise ConfigError(f"{here}: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
+        lock = _own(sockets, here)
         self._prepare_state(state)
         try:
             # Migrated here, once: the children only open it.
@@ -213,6 +221,7 @@ class _Supervisor:
             for name, listener in listeners.items():
                 listener.close()
                 (sockets / name).unlink(missing_ok=True)
+            os.close(lock)
             log.info(logline(stopped="yes"))
         return self.failed or 0
 

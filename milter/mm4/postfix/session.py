@@ -160,9 +160,10 @@ class Session:
 
     def header(self, name: str, value: bytes) -> None:
         """One header line; kept up to the bounds, beyond them only counted."""
-        self.header_bytes += len(value)
-        if len(self.headers) <= MAX_HEADERS and self.header_bytes <= MAX_HEADER_BYTES + 65536:
+        # The line that goes over the bounds is kept too, so that the reader sees that they were crossed.
+        if len(self.headers) <= MAX_HEADERS and self.header_bytes <= MAX_HEADER_BYTES:
             self.headers.append(Header(name, value))
+        self.header_bytes += len(name) + len(value)
 
     def verdict(self) -> Verdict:
         """The end of the message: decide, commit, and only then say so. Never raises."""

@@ -1,6 +1,6 @@
 """Header blocks as peers really send them: from bytes to (name, value) pairs, and back.
 
-Nothing is refused here: line ends of any kind, folds of blanks only, lines without a colon, a leading mbox
+Nothing is refused here: line ends of CRLF, LF or CR, folds of blanks only, lines without a colon, a leading mbox
 line. A value is kept as bytes without its line ends' CR, folds and all; what it means is the reader's affair.
 """
 
@@ -18,7 +18,9 @@ MAX_HEADER_BYTES = 2_000_000
 """All header bytes of one PDU together: what a hostile peer may make us hold for one message."""
 
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)\Z", re.DOTALL)
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+# A CR alone ends a line only where no other line end stands: on the wire it is a control within a line.
+_LINE_END = re.compile(rb"\r*\n")
+_LINE_END_CR = re.compile(rb"\r")
 _FOLD = re.compile(rb"[\r\n]+(?=[ \t]|\Z)")
 
 
@@ -28,6 +30,11 @@ class Header:
 
     name: str
     value: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of name and value."""
+        return len(self.name) + len(self.value)
 
 
 def unfold(value: bytes) -> bytes:
@@ -47,6 +54,7 @@ def split(message: bytes) -> tuple[list[Header], bytes, list[int]]:
     value: list[bytes] = []
     start = position = 0
     number = 0
+    line_end = _LINE_END if b"\n" in message else _LINE_END_CR
 
     def finish() -> None:
         if name is not None:
@@ -54,7 +62,7 @@ def split(message: bytes) -> tuple[list[Header], bytes, list[int]]:
             lines.append(start)
 
     while position < len(message) and len(headers) <= MAX_HEADERS:
-        match = _LINE_END.search(message, position)
+        match = line_end.search(message, position)
         line = message[position : match.start() if match else len(message)]
         position = match.end() if match else len(message)
         number += 1

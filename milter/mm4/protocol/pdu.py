@@ -79,6 +79,9 @@ class Pdu:
     mm4: bool
     values: Mapping[str, Any] = field(default_factory=dict)
     found: Mapping[str, tuple[Found, ...]] = field(default_factory=dict)
+    """The lines that hold each field."""
+    beside: Mapping[str, tuple[Found, ...]] = field(default_factory=dict)
+    """Lines of a field under other names than the one that counts."""
     problems: tuple[Problem, ...] = ()
 
     def get(self, name: str) -> Any:
@@ -149,7 +152,7 @@ class Pdu:
         if name in LIST_KINDS:
             return [_address(a) for a in value or ()]
         if name == "originator_system":
-            return value.write() if isinstance(value, Address) else None
+            return value.as_given() if isinstance(value, Address) else None
         return _plain(value)
 
     def _previously_sent(self) -> list[dict[str, Any]]:

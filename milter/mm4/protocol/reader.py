@@ -5,12 +5,12 @@ Whatever the bytes, a Pdu comes out; what it breaks stands in its problems, each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .dialect import Dialect, Field, builtin, squash
 from .headers import MAX_HEADER_BYTES, MAX_HEADERS, Header, split, unfold
 from .pdu import Found, Pdu, Problem, Severity
-from .values import READERS, Unreadable, unquote
+from .values import MAX_ADDRESSES, READERS, Unreadable, unquote
 
 __all__ = ["read", "read_message"]
 
@@ -47,8 +47,9 @@ class _Reading:
         self.problems: list[Problem] = []
         self.values: dict[str, object] = {}
         self.mm4 = False
-        self.too_many = len(headers) > MAX_HEADERS or sum(len(h.value) for h in headers) > MAX_HEADER_BYTES
-        self.places = self._locate(headers[:MAX_HEADERS])
+        kept = list(_bounded(headers))
+        self.too_many = len(kept) < len(headers)
+        self.places = self._locate(kept)
 
     def _locate(self, headers: Iterable[Header]) -> dict[str, list[Found]]:
         """Where each field stands, own name before aliases."""
@@ -74,12 +75,18 @@ class _Reading:
         if self.too_many:
             self._error(None, None, "headers", f"over {MAX_HEADERS} header lines, or over 2 MB of them", CORRUPT)
         found: dict[str, tuple[Found, ...]] = {}
+        beside: dict[str, tuple[Found, ...]] = {}
         for field in self.dialect.fields.values():
             if field.kind == "type":
                 found[field.name] = type_places
                 continue
             found[field.name] = self._chosen(field)
             self._read_field(field, type_name, found[field.name])
+        for name, places in found.items():
+            chosen = {p.name.lower() for p in places}
+            others = tuple(p for p in self.places.get(name, ()) if p.name.lower() not in chosen)
+            if others:
+                beside[name] = others
         if type_name is not None:
             self._demand_mandatory(type_name)
         order = {UNSUPPORTED: 0, CORRUPT: 1, UNRESOLVED: 2}
@@ -91,6 +98,7 @@ class _Reading:
             True,
             self.values,
             {name: places for name, places in found.items() if places},
+            beside,
             tuple(problems),
         )
 
@@ -137,13 +145,24 @@ class _Reading:
         if not places:
             return
         row = self.dialect.row_of.get((type_name or "", field.name))
-        strict = type_name is not None and row is not None and not field.lenient
+        counts = type_name is not None and row is not None
+        strict = counts and not field.lenient
         if field.kind not in _LISTS:
-            self._one_value(field, places, row.source if row else None, strict)
+            self._one_value(field, places, row.source if row else None, counts)
             places = places[:1]
         values: list[object] = []
+        members = 0
         for place in places:
             text = place.raw.decode("latin-1")
+            if members > MAX_ADDRESSES:
+                # A bound for the time that one PDU takes; the members of one line are counted exactly.
+                what = f"over {MAX_ADDRESSES} members in {len(places)} lines"
+                if strict:
+                    self._error(field, place.name, "readable", what, CORRUPT, row.source if row else None)
+                else:
+                    self._warn(field, place.name, "readable", what)
+                break
+            members += 1 + text.count(",") + text.count(";")
             if not text and field.kind not in ("text", "id"):
                 self._warn(field, place.name, "readable", "stands there without a value; read as absent")
                 continue
@@ -165,12 +184,12 @@ class _Reading:
         elif values:
             self.values[field.name] = values[0]
 
-    def _one_value(self, field: Field, places: Sequence[Found], source: str | None, strict: bool = True) -> None:
+    def _one_value(self, field: Field, places: Sequence[Found], source: str | None, counts: bool = True) -> None:
         first = unquote(places[0].raw.decode("latin-1"))
         for other in places[1:]:
             if unquote(other.raw.decode("latin-1")) == first:
                 self._warn(field, other.name, "one-value", "stands there twice, with one value")
-            elif field.kind == "text" or not strict:
+            elif field.kind == "text" or not counts:
                 self._warn(field, other.name, "one-value", "stands there with two different values; the first holds")
             else:
                 self._error(field, other.name, "one-value", "stands there with two different values", CORRUPT, source)
@@ -208,3 +227,13 @@ class _Reading:
                 source or (field.source if field else None),
             )
         )
+
+
+def _bounded(headers: Iterable[Header]) -> Iterator[Header]:
+    """As many lines as a PDU may have."""
+    size = 0
+    for number, header in enumerate(headers):
+        size += header.size
+        if number >= MAX_HEADERS or size > MAX_HEADER_BYTES:
+            return
+        yield header

@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import encodings.aliases
+import itertools
 import quopri
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 __all__ = ["decode_text", "encode_text"]
 
 _WORD = re.compile(r"=\?([^?\s]+)\?([bBqQ])\?([^?]*)\?=")
-_BETWEEN = re.compile(r"(\?=)[ \t]+(=\?[^?\s]+\?[bBqQ]\?)")
 _UNWRITABLE = re.compile(r"[\ud800-\udfff]")
 _WORD_BYTES = 45  # an encoded word has at most 75 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -26,61 +28,74 @@ _LOOKS_ENCODED = re.compile(r"=\?[^?\s]+\?[^?\s]*\?")
 _CHARSETS = frozenset(encodings.aliases.aliases) | frozenset(encodings.aliases.aliases.values()) | {"koi8_u", "cp874"}
 
 
+@dataclass(slots=True)
+class _Word:
+    """An encoded word: the blanks before it, how it is written, its charset and its bytes (None where broken)."""
+
+    gap: str
+    written: str
+    charset: str
+    data: bytes | None
+
+
 def decode_text(raw: bytes) -> tuple[str, list[str]]:
     """The text and what had to be forgiven in it. Never raises."""
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     if not raw.isascii():
-        notes.append("raw 8-bit bytes, read as Latin-1")
-    plain = _BETWEEN.sub(r"\1\2", raw.decode("latin-1"))
+        notes["raw 8-bit bytes, read as Latin-1"] = None
+    plain = raw.decode("latin-1")
     result: list[str] = []
+    run: list[_Word] = []  # words with nothing but blanks between them
     position = 0
-    # Charset, bytes, as written, of neighbouring words: a character may span two of them.
-    pending: tuple[str, list[bytes], list[str]] | None = None
-
-    def flush() -> None:
-        nonlocal pending
-        if pending is None:
-            return
-        charset, data, written = pending
-        pending = None
-        decoded = _decoded(b"".join(data), charset)
-        if decoded is None:
-            notes.append(f"an encoded word that is not readable as {charset[:30]}")
-        result.append("".join(written) if decoded is None else decoded)
-
-    def leave(between: str) -> None:
-        if _LOOKS_ENCODED.search(between):
-            notes.append("a broken encoded word")
-        result.append(between)
-
     for match in _WORD.finditer(plain):
-        if match.start() > position or position == 0:
-            flush()
-        leave(plain[position : match.start()])
+        gap = plain[position : match.start()]
+        if not run or gap.strip(" \t"):
+            result += _run(run, notes)
+            run = []
+            result.append(_between(gap, notes))
+            gap = ""
+        run.append(_Word(gap, match[0], match[1].partition("*")[0].lower(), _word_bytes(match[2], match[3])))
         position = match.end()
-        data = _word_bytes(match[2], match[3])
-        if data is None:
-            flush()
-            notes.append("a broken encoded word")
-            result.append(match[0])
-        elif pending is not None and pending[0].lower() == match[1].lower():
-            pending[1].append(data)
-            pending[2].append(match[0])
-        else:
-            flush()
-            pending = (match[1], [data], [match[0]])
-    flush()
-    leave(plain[position:])
+    result += _run(run, notes)
+    result.append(_between(plain[position:], notes))
     text = "".join(result)
     if _CONTROL.search(text):
-        notes.append("control characters, read as blanks")
+        notes["control characters, read as blanks"] = None
         text = _CONTROL.sub(" ", text)
-    return text, list(dict.fromkeys(notes))
+    return text, list(notes)
+
+
+def _between(text: str, notes: dict[str, None]) -> str:
+    if _LOOKS_ENCODED.search(text):
+        notes["a broken encoded word"] = None
+    return text
+
+
+def _run(words: list[_Word], notes: dict[str, None]) -> Iterator[str]:
+    """The text of neighbouring words. Blanks between two of them are none (RFC 2047 6.2), unless one is broken."""
+    readable = False
+    for _, group in itertools.groupby(words, lambda word: (word.charset, word.data is None)):
+        same = list(group)
+        # A character may begin in one word and end in the next.
+        data = [word.data for word in same if word.data is not None]
+        whole = _decoded(b"".join(data), same[0].charset) if data else None
+        for word, text in [(same[0], whole)] if whole is not None else [(word, _alone(word)) for word in same]:
+            if text is None:
+                unknown = f"an encoded word that is not readable as {word.charset[:30]}"
+                notes["a broken encoded word" if word.data is None else unknown] = None
+            if not (readable and text is not None):
+                yield word.gap
+            readable = text is not None
+            yield word.written if text is None else text
+
+
+def _alone(word: _Word) -> str | None:
+    return None if word.data is None else _decoded(word.data, word.charset)
 
 
 def _decoded(data: bytes, charset: str) -> str | None:
     """The text of an encoded word; None where its charset is unknown or does not fit."""
-    name = encodings.normalize_encoding(charset.partition("*")[0][:60]).lower()
+    name = encodings.normalize_encoding(charset[:60]).lower()
     if name not in _CHARSETS:
         return None
     try:

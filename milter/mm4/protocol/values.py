@@ -16,10 +16,12 @@ from .address import Address, Kind, parse_address, split_list
 from .dialect import Dialect, Field, read_type, squash
 from .text import decode_text, encode_text
 
-__all__ = ["MAX_ID", "READERS", "WRITERS", "Unreadable", "read_id", "unquote"]
+__all__ = ["MAX_ADDRESSES", "MAX_ID", "READERS", "WRITERS", "Unreadable", "check_id", "read_id", "unquote"]
 
 MAX_ID = 900
 """Longest transaction or message id, in characters after unquoting (design section 3)."""
+MAX_ADDRESSES = 1000
+"""Members of all lines of one list together: as many as Postfix takes recipients, and a bound for what they cost."""
 
 
 class Unreadable(Exception):
@@ -33,7 +35,13 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\Z', re.DOTALL)
 _MEDIA_TYPE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*/\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:;|\Z)", re.DOTALL)
 _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2}\Z")
 _INDEXED = re.compile(r"\s*(\d{1,6})\s*,\s*(.*)\Z", re.DOTALL)
-_JAVASCRIPT = re.compile(r"([A-Z][a-z]{2} [A-Z][a-z]{2} \d{1,2} \d{4} \d\d:\d\d:\d\d) (?:GMT|UTC)([+-]\d{4})")
+_JAVASCRIPT = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2} \d{1,2} \d{4} \d\d:\d\d:\d\d) (?:GMT|UTC)([+-]\d{4})")
+_RFC_5322 = re.compile(
+    r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\s*,\s*)?\d{1,2}\s+[A-Za-z]{3}\s+\d{4}\s+\d\d:\d\d(?::\d\d)?\s+"
+    r"(?:[+-]\d{4}|GMT|UTC?|[ECMP][SD]T)(?:\s*\([^()]*\))?\Z",
+    re.IGNORECASE,
+)
+_LEAP_SECOND = re.compile(r"(?<=:\d\d:)60\b")
 _FLAGS = {"yes": True, "no": False}
 _FLAG_SPELLINGS = {"1": True, "0": False, "true": True, "false": False, "y": True, "n": False}
 
@@ -46,7 +54,11 @@ def unquote(text: str) -> str:
 
 def read_id(text: str) -> str:
     """A transaction or message id, unquoted. Raises Unreadable."""
-    value = unquote(text)
+    return check_id(unquote(text))
+
+
+def check_id(value: str) -> str:
+    """An id without quotes, if it may be one. Raises Unreadable."""
     if not value:
         raise Unreadable("an id of 1 to 900 printable US-ASCII characters; it is empty")
     if len(value) > MAX_ID:
@@ -76,15 +88,17 @@ def _type(text: str, field: Field, dialect: Dialect, region: str | None) -> Read
 
 
 def _address(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
-    members = split_list(text)
-    address = parse_address(members[0] if len(members) == 1 else text, region)
+    address = parse_address(text.strip(" \t,;"), region)
     if address.kind is Kind.INVALID:
         raise Unreadable("an address such as +447700900101/TYPE=PLMN@mms.operator.example")
     return address, _completed(address)
 
 
 def _addresses(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
-    addresses = [parse_address(member, region) for member in split_list(text)]
+    members = split_list(text)
+    if len(members) > MAX_ADDRESSES:
+        raise Unreadable(f"at most {MAX_ADDRESSES} addresses; there are {len(members)}")
+    addresses = [parse_address(member, region) for member in members]
     if not addresses or all(address.kind is Kind.INVALID for address in addresses):
         raise Unreadable("one or more addresses such as +447700900101/TYPE=PLMN, parted by commas")
     notes = [note for address in addresses for note in _completed(address)]
@@ -93,10 +107,7 @@ def _addresses(text: str, field: Field, dialect: Dialect, region: str | None) ->
 
 
 def _completed(address: Address) -> list[str]:
-    written = address.text.lstrip(' <"')
-    if address.kind is Kind.E164 and "+" not in written:
-        return [f"a number without plus, read as {address.value}"]
-    return []
+    return [f"a number without plus, read as {address.value}"] if address.completed else []
 
 
 def _media_type(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
@@ -107,16 +118,20 @@ def _media_type(text: str, field: Field, dialect: Dialect, region: str | None) -
 
 
 def _date(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:
-    for read, note in ((_rfc_date, None), (_iso_date, "an ISO 8601 date"), (_javascript_date, "a JavaScript date")):
+    # The most particular first: Python's RFC 5322 parser reads a JavaScript date, and loses its offset.
+    for read, kind in (
+        (_javascript_date, "a JavaScript date"), (_iso_date, "an ISO 8601 date"), (_rfc_date, "a date in another form")
+    ):  # fmt: skip
         value = read(text)
         if value is not None:
-            return value, [f"{note} where RFC 5322 wants one such as Thu, 12 Nov 2026 02:28:01 +0200"] if note else []
+            note = f"{kind} where RFC 5322 wants one such as Thu, 12 Nov 2026 02:28:01 +0200"
+            return value, [] if _RFC_5322.match(text) else [note]
     raise Unreadable("a date such as Thu, 12 Nov 2026 02:28:01 +0200")
 
 
 def _rfc_date(text: str) -> datetime | None:
     try:
-        value = parsedate_to_datetime(text)
+        value = parsedate_to_datetime(_LEAP_SECOND.sub("59", text[:200]))
         value = value if value.tzinfo else value.replace(tzinfo=UTC)
         value.astimezone(UTC)
     except (TypeError, ValueError, OverflowError, IndexError):
@@ -140,7 +155,7 @@ def _javascript_date(text: str) -> datetime | None:
         return None
     try:
         offset = timedelta(hours=int(match[2][:3]), minutes=int(match[2][0] + match[2][3:]))
-        value = datetime.strptime(match[1], "%a %b %d %Y %H:%M:%S").replace(tzinfo=timezone(offset))
+        value = datetime.strptime(match[1], "%b %d %Y %H:%M:%S").replace(tzinfo=timezone(offset))
         value.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
@@ -208,7 +223,14 @@ def _indexed_address(text: str, field: Field, dialect: Dialect, region: str | No
     except Unreadable:
         # One operator sends the address alone, under another name.
         return (0, _address(text, field, dialect, region)[0]), ["no index; read as 0"]
-    return (index, _address(rest, field, dialect, region)[0]), []
+    try:
+        return (index, _address(rest, field, dialect, region)[0]), []
+    except Unreadable:
+        # RFC 4356 2.1.3.2 allows several behind one index.
+        members = split_list(rest)
+        if len(members) < 2:
+            raise
+        return (index, _address(members[0], field, dialect, region)[0]), ["several addresses; the first is read"]
 
 
 def _indexed_date(text: str, field: Field, dialect: Dialect, region: str | None) -> Reading:

@@ -13,7 +13,7 @@ from typing import Any
 from .address import Address, Kind
 from .dialect import Dialect, Field
 from .errors import ProtocolError
-from .values import WRITERS, Unreadable, read_id
+from .values import WRITERS, Unreadable, check_id
 
 __all__ = ["Verbatim", "write", "write_value"]
 
@@ -76,8 +76,7 @@ def _check(value: Any, field: Field, dialect: Dialect) -> None:
     match field.kind:
         case "id":
             try:
-                if read_id(value) != value and dialect.ids == "bare":
-                    return
+                check_id(value)
             except Unreadable as expected:
                 raise ProtocolError(f"{field.header}: expected {expected}") from None
         case "address" | "addresses" | "indexed_addresses":
