@@ -11,6 +11,7 @@ import email
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import smtplib
@@ -20,15 +21,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-__all__ = ["Dialogue", "Mail", "NextHop", "Sandbox", "forward_req", "free_port", "headers_of", "mm4", "send", "wait_for"]
+__all__ = [
+    "Dialogue", "Failure", "Link", "Mail", "Mta", "NextHop", "Sandbox", "exchange", "forward_req", "free_port", "headers_of", "mm4",
+    "new_ids", "send", "talk", "wait_for",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -71,6 +75,12 @@ def mm4(*arguments: str, check: bool = True, timeout: float = 60, stdin: bytes |
 
 
 # -- what is sent
+
+
+def new_ids(domain: str = "mms.north.example") -> tuple[str, str]:
+    """A transaction and a message id that no other message has, bare: a test finds its own mails by them."""
+    unique = secrets.token_hex(6)
+    return f"t-{unique}@{domain}", f"m-{unique}@{domain}"
 
 
 def forward_req(
@@ -193,8 +203,140 @@ def talk(
     return dialogue
 
 
+def exchange(smtp: str, source: str, *commands: str) -> list[str]:
+    """Commands as they stand, byte for byte, on one connection from `source`; the last line of each reply.
+
+    A message is one command too: its lines, and a dot.
+    """
+    host, _, port = smtp.rpartition(":")
+    replies = []
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=120, source_address=(source, 0)) as connection:
+        stream = connection.makefile("rwb")
+        for command in (None, *commands):
+            if command is not None:
+                stream.write(command.encode("latin-1") + b"\r\n")
+                stream.flush()
+            line = stream.readline().decode("utf-8", "replace")
+            while line[3:4] == "-":
+                line = stream.readline().decode("utf-8", "replace")
+            replies.append(line.strip())
+    return replies[1:]
+
+
 def _reply(answer: tuple[int, bytes]) -> tuple[int, str]:
     return answer[0], answer[1].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What kept an MTA from delivering: for which message, at which step, the code (0: the connection broke)."""
+
+    name: str
+    step: Literal["connect", "mail", "rcpt", "data", "end"]
+    code: int
+    text: str
+
+
+class Mta:
+    """A peer's MTA under load: several sessions at a time, every message again until it has its 250.
+
+    `messages` are by transaction id. A session ends after a reply that is no success, as it does in a real MTA, and
+    after a few messages; the message then comes again in a new one. `gap` is the pause of each session between two.
+    """
+
+    def __init__(
+        self, smtp: str, messages: dict[str, bytes], *, sessions: int = 4, gap: float = 0.05, source: str = NORTH,
+        rcpt: tuple[str, ...] = ("+491511000001/TYPE=PLMN@mms.gw.example",),
+    ) -> None:  # fmt: skip
+        self.smtp = smtp
+        self.messages = messages
+        self.gap = gap
+        self.source = source
+        self.rcpt = rcpt
+        self.accepted: dict[str, float] = {}
+        """Transaction id and the moment of its 250."""
+        self.failures: list[Failure] = []
+        self._waiting = list(reversed(messages))
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._session, daemon=True) for _ in range(sessions)]
+
+    def __enter__(self) -> Mta:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+    def wait(self, count: int | None = None, seconds: float = SECONDS) -> None:
+        """Wait until so many messages, or all, have their 250."""
+        wanted = len(self.messages) if count is None else count
+        wait_for(lambda: len(self.accepted) >= wanted, f"{wanted} of {len(self.messages)} messages accepted", seconds)
+
+    def _session(self) -> None:
+        client: smtplib.SMTP | None = None
+        served = 0
+        while not self._stop.is_set():
+            with self._lock:
+                if not self._waiting:
+                    break
+                name = self._waiting.pop()
+            while name not in self.accepted and not self._stop.is_set():
+                if client is None:
+                    client, served = self._connected(name), 0
+                if client is not None and self._offered(client, name):
+                    self.accepted[name] = time.monotonic()
+                    served += 1
+                elif client is not None:
+                    _hang_up(client)
+                    client = None
+                if name not in self.accepted:
+                    self._stop.wait(0.1)
+            if client is not None and served >= 5:
+                _hang_up(client)
+                client = None
+            self._stop.wait(self.gap)
+        if client is not None:
+            _hang_up(client)
+
+    def _connected(self, name: str) -> smtplib.SMTP | None:
+        host, _, port = self.smtp.rpartition(":")
+        try:
+            client = smtplib.SMTP(host.strip("[]"), int(port), timeout=SECONDS, source_address=(self.source, 0))
+            client.ehlo()
+        except OSError as error:  # smtplib's own errors are OSErrors too
+            self.failures.append(Failure(name, "connect", getattr(error, "smtp_code", 0), str(error)))
+            return None
+        return client
+
+    def _offered(self, client: smtplib.SMTP, name: str) -> bool:
+        message = re.sub(rb"(?m)^\.", b"..", self.messages[name]) + b"."
+        steps: list[tuple[Literal["mail", "rcpt", "data", "end"], bytes, int]] = [
+            ("mail", b"MAIL FROM:<+447700900002/TYPE=PLMN@mms.north.example>", 250),
+            *(("rcpt", f"RCPT TO:<{recipient}>".encode(), 250) for recipient in self.rcpt),  # type: ignore[list-item]
+            ("data", b"DATA", 354),
+            ("end", message, 250),
+        ]
+        for step, what, expected in steps:
+            try:
+                client.send(what + b"\r\n")
+                code, text = client.getreply()
+            except OSError as error:
+                self.failures.append(Failure(name, step, 0, str(error)))
+                return False
+            if code != expected:
+                self.failures.append(Failure(name, step, code, text.decode("utf-8", "replace")))
+                return False
+        return True
+
+
+def _hang_up(client: smtplib.SMTP) -> None:
+    with contextlib.suppress(OSError):
+        client.quit()
+    client.close()
 
 
 # -- what is received
@@ -208,6 +350,7 @@ class Mail:
     rcpt: list[str]
     content: bytes
     client: str
+    at: float = field(default_factory=time.monotonic)
 
     def header(self, name: str) -> str | None:
         """The first value of a header, with folds; None where absent."""
@@ -226,6 +369,8 @@ class NextHop:
         self.port = port or free_port(address)
         self.mails: list[Mail] = []
         self.reply_rcpt = self.reply_data = "250 OK"
+        self.refused: set[str] = set()
+        """Recipients that get a 550, whatever the others get."""
         self._lock = threading.Lock()
         self._controller: Controller | None = None
 
@@ -235,6 +380,8 @@ class NextHop:
         return f"[{self.address}]:{self.port}"
 
     async def handle_RCPT(self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]) -> str:
+        if address in self.refused:
+            return "550 5.1.1 No such number"
         if self.reply_rcpt.startswith("250"):
             envelope.rcpt_tos.append(address)
         return self.reply_rcpt
@@ -264,6 +411,22 @@ class NextHop:
             self._controller.stop()
             self._controller = None
 
+    def carrying(self, text: str) -> list[Mail]:
+        """The mails so far that hold this text, an id for example."""
+        return [mail for mail in list(self.mails) if text.encode() in mail.content]
+
+    def by_transaction(self) -> dict[str, list[Mail]]:
+        """The mails so far by their transaction id, bare."""
+        found: dict[str, list[Mail]] = {}
+        for mail in list(self.mails):
+            found.setdefault((mail.header("X-Mms-Transaction-ID") or "").strip('"'), []).append(mail)
+        return found
+
+    def wait_for(self, text: str, count: int = 1, seconds: float = SECONDS) -> list[Mail]:
+        """The mails that hold this text, once there are at least `count`."""
+        wait_for(lambda: len(self.carrying(text)) >= count, f"{count} mails with {text} at {self.hop}", seconds)
+        return self.carrying(text)
+
     def wait(self, count: int = 1, what: str = "mail at the next hop", seconds: float = SECONDS) -> list[Mail]:
         """The mails, once there are at least `count`."""
         wait_for(lambda: len(self.mails) >= count, f"{what} ({count})", seconds)
@@ -271,10 +434,11 @@ class NextHop:
 
 
 class _LongLines(Controller):
+    class _Server(SMTP):
+        line_length_limit = 1 << 20  # of the class: the stream reader is made with it
+
     def factory(self) -> SMTP:
-        server = SMTP(self.handler, data_size_limit=0)
-        server.line_length_limit = 1 << 20
-        return server
+        return self._Server(self.handler, data_size_limit=0)
 
 
 # -- what is under test
@@ -399,6 +563,17 @@ class Sandbox:
         """The mail queue, as `postqueue -j` tells it."""
         return [json.loads(line) for line in self.postfix("postqueue", "-j").splitlines()]
 
+    def quiet(self, seconds: float = SECONDS) -> None:
+        """Wait until Postfix has nothing left: whatever was to be sent, an ack too, is with its next hop.
+
+        Two looks, as a file that moves from one queue to the next may be in neither at one of them.
+        """
+        wait_for(lambda: not self.queue() and not self.queue(), "an empty queue", seconds)
+
+    def verdicts(self, queue_id: str) -> list[str]:
+        """The milter's log lines with the verdict about this message; there should be one."""
+        return [line for line in self.log().splitlines() if " verdict=" in line and f"queue_id={queue_id} " in line]
+
     def trace(self, identifier: str) -> list[dict[str, Any]]:
         """The transactions that `mm4 trace --json` knows."""
         done = mm4("trace", "--config", self.config, "--json", identifier, check=False)
@@ -409,6 +584,18 @@ class Sandbox:
         new = Path(self.facts["maildir"]) / number.removeprefix("+") / "new"
         return [email.message_from_bytes(f.read_bytes()) for f in sorted(new.glob("*"))] if new.is_dir() else []
 
+    def unclaimed(self) -> list[Path]:
+        """What came home and belongs to no message that we know: one file each, for a human."""
+        return sorted((Path(self.facts["maildir"]).parent / "unclaimed" / "new").glob("*"))
+
+    def processes(self, program: str) -> list[int]:
+        """Process ids of this instance's own Postfix processes of a kind: `smtpd`, `cleanup`, `qmgr`, ..."""
+        return [pid for pid, command in _descendants(int(self.facts["pid"])) if command.split(" ")[0] == program]
+
+    def below(self, process: int) -> list[int]:
+        """Process ids of everything that this process has started, and what that has."""
+        return [pid for pid, _ in _descendants(process)]
+
     def daemon(self) -> int:
         """Process id of `mm4 serve`."""
         return next(pid for pid, command in _descendants(int(self.facts["pid"])) if " serve " in f"{command} ")
@@ -416,6 +603,38 @@ class Sandbox:
     def children(self, kind: str) -> list[int]:
         """Process ids of `mm4 serve`'s children: `worker` or `answerer`."""
         return [pid for pid, command in _descendants(int(self.facts["pid"])) if f"mm4.postfix.{kind}" in command]
+
+
+class Link:
+    """A gateway between next hops that record; `@name@` in its YAML is where the hop of that name listens.
+
+    `replace` gives what other `@key@`s stand for. The hops are attributes; a mapping brings hops of another kind.
+    """
+
+    def __init__(
+        self, config: str, hops: Iterable[str] | Mapping[str, NextHop] = ("mmsc", "north", "south"), **replace: str
+    ) -> None:
+        self.hops = dict(hops) if isinstance(hops, Mapping) else {name: NextHop() for name in hops}
+        for name, text in {**{name: hop.hop for name, hop in self.hops.items()}, **replace}.items():
+            config = config.replace(f"@{name}@", text)
+        self.gateway = Sandbox(config)
+
+    def __getattr__(self, name: str) -> NextHop:
+        try:
+            return self.__dict__["hops"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __enter__(self) -> Link:
+        with contextlib.ExitStack() as stack:
+            for hop in self.hops.values():
+                stack.enter_context(hop)
+            stack.enter_context(self.gateway)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._stack.__exit__(*failure)
 
 
 def _descendants(root: int) -> Iterator[tuple[int, str]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from ..gateway.configfile import place
 from ..postfix.settings import read_config
+from ..protocol.errors import PostfixError
 from .options import config_option, echo_json, json_option
 
 __all__ = ["check"]
@@ -20,8 +24,12 @@ def check(config_file: str, as_json: bool) -> int:
     """
     from ..postfix.checks import check as run  # noqa: PLC0415 - loads the store and DNS
 
-    config, _ = read_config(config_file)
-    findings = run(config)
+    config, text = read_config(config_file)
+    try:
+        findings = run(config)
+    except PostfixError as error:
+        # Without Postfix nothing else matters; it is a matter of set-up, hence its own exit code.
+        raise PostfixError(f"{place(text, str(Path(config_file).absolute()), 'folders.postfix')}: {error}") from None
     for finding in findings:
         if as_json:
             echo_json(finding.as_json())

@@ -9,10 +9,10 @@ import click
 from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
+from ..postfix.seen import seen
 from ..postfix.session import Runtime, Session
 from ..postfix.settings import read_config
 from ..protocol.errors import Reply
-from ..protocol.headers import split
 from .lint import read_bytes
 from .options import config_option, echo_json, json_option
 
@@ -69,7 +69,7 @@ def explanation(
         last = recipients[-1]["smtp"]
         refused = _outcome(Action.TEMPFAIL if last.startswith("4") else Action.REJECT, None) | {"smtp": last}
         return result | refused | _nothing(mail_from) | {"rcpt": recipients}
-    for header in split(message)[0]:
+    for header in seen(message):
         session.header(header.name, header.value)
     verdict = session.verdict()
     return result | _verdict(verdict, mail_from, recipients)

@@ -75,7 +75,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main(standalone_mode=False)
+        code = main(prog_name="mm4", standalone_mode=False)
     except click.UsageError as error:
         error.show()
         sys.exit(2)

@@ -212,16 +212,21 @@ class Local(_Section):
     @model_validator(mode="after")
     def _whole(self) -> Local:
         if domain_of(self.system_address) != self.domain:
-            raise ValueError(f"system_address has to lie in domain ({self.domain}), or acks to it would not come home")
+            raise ValueError(
+                _at("system_address")
+                + f"system_address has to lie in domain ({self.domain}), or acks to it would not come home"
+            )
         if self.deliver_to and domain_of(self.deliver_to) == self.domain:
             raise ValueError(
-                f"deliver_to lies in domain ({self.domain}): bounces come home by that domain; "
+                _at("deliver_to") + f"deliver_to lies in domain ({self.domain}): bounces come home by that domain; "
                 "use any other domain, for example mmsc." + self.domain
             )
         if self.next_hop and not self.deliver_to:
-            raise ValueError("next_hop needs deliver_to: the address under which the local side takes a number")
+            raise ValueError(
+                _at("next_hop") + "next_hop needs deliver_to: the address under which the local side takes a number"
+            )
         if self.deliver_to and not self.next_hop:
-            raise ValueError("deliver_to needs next_hop: where Postfix hands these addresses on")
+            raise ValueError(_at("deliver_to") + "deliver_to needs next_hop: where Postfix hands these addresses on")
         return self
 
 
@@ -270,7 +275,9 @@ class Peer(_Section):
     @model_validator(mode="after")
     def _whole(self) -> Peer:
         if self.system_address and domain_of(self.system_address) not in self.domains:
-            raise ValueError(f"system_address has to lie in one of domains ({', '.join(self.domains)})")
+            raise ValueError(
+                _at("system_address") + f"system_address has to lie in one of domains ({', '.join(self.domains)})"
+            )
         return self
 
     @property
@@ -352,7 +359,7 @@ class Config(_Section):
 
 
 def _at(*path: str | int) -> str:
-    """The place of a problem, before its text: configfile finds the line by it."""
+    """The place of a problem within what is validated, before its text: configfile finds the line by it."""
     return json.dumps(path) + "\x01"
 
 

@@ -176,7 +176,7 @@ def _explain(error: ValidationError, tree: _Tree) -> Iterator[str]:
         message = detail["msg"].removeprefix("Value error, ")
         for part in message.split("\x00"):
             where, mark, what = part.partition("\x01")
-            inner = _in_file(tuple(json.loads(where)), tree) if mark else path
+            inner = _in_file((*detail["loc"], *json.loads(where)), tree) if mark else path
             yield f"{tree.name}:{tree.line(inner)}: {dotted(inner)}: {_what(detail, what if mark else part, inner)}"
 
 

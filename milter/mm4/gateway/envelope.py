@@ -32,8 +32,9 @@ def size_of(parameters: Iterable[str]) -> int | None:
     """The SIZE parameter of MAIL in bytes on the wire, in any letter case; None where there is none."""
     for parameter in parameters:
         key, _, value = parameter.partition("=")
-        if key.upper() == "SIZE" and value.isascii() and value.isdigit() and len(value) <= 20:
-            return int(value)
+        if key.upper() == "SIZE" and value.isascii() and value.isdigit():
+            # Python refuses to read thousands of digits; twenty are more than any size.
+            return int(value[:20])
     return None
 
 
@@ -79,13 +80,13 @@ def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Desti
     localpart, domain = rcpt.rpartition("@")[::2] if "@" in rcpt else (rcpt, "")
     own = router.local_of(domain) if domain else None
     address = parse_address(rcpt, side.local.region if side.peer is None else None)
+    found = router.route(address)
     if own is not None:
         if address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower())):
             return Destination(HOME, rule="local.domain")
-        if not mail_from and (address.number is None or router.serves(address.number) is None):
+        if not mail_from and (found is None or (side.peer is not None and found.side != LOCAL)):
             # A bounce of what we sent for a sender whose number is not (or no longer) in our ranges.
             return Destination(HOME, rule="local.domain, null sender")
-    found = router.route(address)
     if found is None or found.side == side.name != LOCAL:
         return None  # nobody's number, or back to where it came from
     if side.peer is not None:

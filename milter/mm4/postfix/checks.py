@@ -170,11 +170,8 @@ def _greeting(path: Path) -> None:
 
 def _postfix(config: Config) -> Iterator[Finding]:
     instance = Instance(config.folders.postfix)
-    try:
-        version = instance.version()
-    except PostfixError as error:
-        # Without Postfix nothing below can be looked at; it is a matter of set-up, hence its own exit code.
-        raise PostfixError(f"{error}; folders.postfix is {config.folders.postfix}") from None
+    # Without Postfix nothing below can be looked at: PostfixError, which is a matter of set-up.
+    version = instance.version()
     yield Finding("postfix", version >= (3, 4), f"version {version[0]}.{version[1]}", "Postfix 3.4 or later")
     yield _tables(config)
     yield from _services(config, instance)

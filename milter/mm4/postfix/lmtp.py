@@ -99,8 +99,9 @@ class LmtpServer:
 
     `listener` is a listening, non-blocking UNIX socket; it stays open when the server ends, because its
     backlog is what keeps Postfix waiting instead of deferring while this process restarts. `idle_seconds`
-    bounds each wait for the client. `lost` is called when a client was gone before it was served, having waited
-    too long or died: then Postfix has deferred what it brought. Give it a running event loop: construct, then `start`.
+    bounds each wait for the client. `lost` is called when a client was gone before it was served, as it is
+    after waiting too long: then Postfix has deferred what it brought. Give it a running event loop: construct,
+    then `start`.
     """
 
     def __init__(

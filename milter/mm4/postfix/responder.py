@@ -227,7 +227,7 @@ class Responder:
                 await self._flusher
 
     def missed(self) -> None:
-        """Have flushed what Postfix deferred without an answer of ours: we stood still, or its lmtp died."""
+        """Have flushed what Postfix deferred without an answer of ours, because we stood still for too long."""
         self._ask_flush([RESPONDER_DOMAIN, *sorted(self._local_domains)], self._flush_seconds)
 
     def close(self) -> None:
@@ -249,6 +249,8 @@ class Responder:
         """Serve each recipient; 250 for what is done, 451 for what shall come again."""
         deadline = time.monotonic() + self._retry_seconds
         jobs = [self._serve(envelope, recipient, data, deadline) for recipient in envelope.recipients]
+        if len(jobs) == 1:  # a token nearly always comes alone; no task of its own for it
+            return [await jobs[0]]
         return list(await asyncio.gather(*jobs))
 
     async def _serve(self, envelope: Envelope, recipient: str, data: bytes, deadline: float) -> Reply:

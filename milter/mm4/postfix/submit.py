@@ -57,6 +57,7 @@ class _Session:
         self.process = process
         self.messages = 0
         self.used_at = time.monotonic()
+        self._pipelining = False
         # Without a host smtplib connects nowhere; it only needs the socket to hold its dialogue over.
         self._smtp = smtplib.SMTP(local_hostname=_HELO)
         self._smtp.sock = sock
@@ -77,13 +78,20 @@ class _Session:
 
     def open(self, deadline: float) -> None:
         self.step(deadline, None, 220)
-        self.step(deadline, f"EHLO {_HELO}", 250)
+        self._pipelining = "PIPELINING" in self.step(deadline, f"EHLO {_HELO}", 250).split()
 
     def offer(self, deadline: float, mail_from: str, rcpt_to: str) -> None:
         """MAIL, RCPT and DATA: all that can fail without a byte of the message being handed over."""
-        self.step(deadline, f"MAIL FROM:<{mail_from}>", 250)
-        self.step(deadline, f"RCPT TO:<{rcpt_to}>", 250, 251)
-        self.step(deadline, "DATA", 354)
+        commands = [(f"MAIL FROM:<{mail_from}>", (250,)), (f"RCPT TO:<{rcpt_to}>", (250, 251)), ("DATA", (354,))]
+        if self._pipelining:
+            # In one write: each wait for a reply is a turn for the interpreter's other threads. Whatever is refused,
+            # the session ends without a message, and DATA without a recipient is refused too (RFC 2920 3.1).
+            together = "".join(f"{command}\r\n" for command, _ in commands).encode()
+            for command, (_, expected) in zip((together, None, None), commands, strict=True):
+                self.step(deadline, command, *expected)
+            return
+        for line, expected in commands:
+            self.step(deadline, line, *expected)
 
     def hand_over(self, deadline: float, message: bytes) -> str:
         """Send the message and return what the final 250 says."""

@@ -31,6 +31,8 @@ _IPV4_SHAPE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z", re.ASCII)
 _AREA_CODE = re.compile(r"\([0-9]+\)[0-9 ().-]+\Z")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\Z', re.DOTALL)
 _GROUP = re.compile(r'\s*(?:"(?:[^"\\]|\\.)*"|[^"<>@:()\[\]]*):(?P<first>.*)\Z', re.DOTALL)
+_NESTING = re.compile(r'["<>()\\]')
+_SEPARATOR = re.compile(r"[,;]")
 _MAILBOX = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9_.:\[\]-]+)?\Z")
 _DOTTED_LIST = re.compile(r"\+\d{7,15}(?:/TYPE=PLMN)?(?:\.\+\d{7,15}(?:/TYPE=PLMN)?)+\Z", re.IGNORECASE)
 
@@ -108,6 +110,20 @@ def split_list(text: str) -> list[str]:
     One encoder joins numbers with full stops; such a list is split too. Of a group (`Friends: a, b;`) the
     members count. Takes time in proportion to the length.
     """
+    result: list[str] = []
+    for member in (m.strip() for m in (_parts(text) if _NESTING.search(text) else _SEPARATOR.split(text))):
+        group = _GROUP.match(member) if ";" in text and not _is_ipv6(member) else None
+        if group is not None:
+            member = group["first"].strip()  # noqa: PLW2901 - its name is not an address
+        if _DOTTED_LIST.match(member):
+            result += ["+" + part for part in re.split(r"\.?\+", member)[1:]]
+        elif member:
+            result.append(member)
+    return result
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the separators that no quotes, angles or comments hide."""
     members: list[str] = []
     current: list[str] = []
     quoted = escaped = False
@@ -131,16 +147,7 @@ def split_list(text: str) -> list[str]:
             continue
         current.append(character)
     members.append("".join(current))
-    result: list[str] = []
-    for member in (m.strip() for m in members):
-        group = _GROUP.match(member) if ";" in text and not _is_ipv6(member) else None
-        if group is not None:
-            member = group["first"].strip()  # noqa: PLW2901 - its name is not an address
-        if _DOTTED_LIST.match(member):
-            result += ["+" + part for part in re.split(r"\.?\+", member)[1:]]
-        elif member:
-            result.append(member)
-    return result
+    return members
 
 
 def parse_address(text: str, region: str | None = None) -> Address:
@@ -248,17 +255,23 @@ def _number(body: str, region: str | None) -> tuple[Kind, str] | None:
 
 
 def _complete(digits: str, region: str | None) -> str | None:
-    """A number without plus: national where the region's plan says so, else international without its plus."""
-    if region:
-        national = _parsed(digits, region)
-        international = None if digits.startswith("0") else _parsed("+" + digits, None)
-        if national and (
-            phonenumbers.is_valid_number(national)
-            or not (international and phonenumbers.is_valid_number(international))
-        ):
-            text: str = phonenumbers.format_number(national, phonenumbers.PhoneNumberFormat.E164)
-            return text if phonenumbers.is_possible_number(national) and 8 <= len(text) <= 16 else None
+    """A number without plus: national where it begins with 0, or is a mobile number of the region, or can be nothing
+    else; international without its plus otherwise. Most plans are so open that nearly all digits are some national
+    number, and what MMS systems send without plus is mostly international.
+    """
+    national = _parsed(digits, region) if region else None
+    if national is not None and phonenumbers.is_possible_number(national):
+        text: str = phonenumbers.format_number(national, phonenumbers.PhoneNumberFormat.E164)
+        international = _parsed("+" + digits, None)
+        other = international is not None and phonenumbers.is_possible_number(international)
+        if 8 <= len(text) <= 16 and (digits.startswith("0") or not other or _is_mobile(national)):
+            return text
     return "+" + digits if 9 <= len(digits) <= 15 and not digits.startswith("0") else None
+
+
+def _is_mobile(number: phonenumbers.PhoneNumber) -> bool:
+    kinds = (phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE)
+    return phonenumbers.number_type(number) in kinds
 
 
 def _parsed(digits: str, region: str | None) -> phonenumbers.PhoneNumber | None:

@@ -77,14 +77,18 @@ class _Reading:
         found: dict[str, tuple[Found, ...]] = {}
         beside: dict[str, tuple[Found, ...]] = {}
         for field in self.dialect.fields.values():
+            if field.name not in self.places:
+                continue
             if field.kind == "type":
                 found[field.name] = type_places
                 continue
             found[field.name] = self._chosen(field)
             self._read_field(field, type_name, found[field.name])
         for name, places in found.items():
+            if len(places) == len(self.places[name]):
+                continue
             chosen = {p.name.lower() for p in places}
-            others = tuple(p for p in self.places.get(name, ()) if p.name.lower() not in chosen)
+            others = tuple(p for p in self.places[name] if p.name.lower() not in chosen)
             if others:
                 beside[name] = others
         if type_name is not None:
@@ -97,7 +101,7 @@ class _Reading:
             self.dialect.name,
             True,
             self.values,
-            {name: places for name, places in found.items() if places},
+            found,
             beside,
             tuple(problems),
         )
@@ -130,6 +134,8 @@ class _Reading:
     def _chosen(self, field: Field) -> tuple[Found, ...]:
         """The lines that count: those under the field's own name, else those under the first alias that stands."""
         places = self.places.get(field.name, [])
+        if len(places) == 1 and places[0].name == field.header:  # as nearly every line of nearly every peer is
+            return (places[0],)
         own = {field.header.lower(), *(name.lower() for name in field.also)}
         chosen = [p for p in places if p.name.lower() in own]
         if not chosen and places:
@@ -185,6 +191,8 @@ class _Reading:
             self.values[field.name] = values[0]
 
     def _one_value(self, field: Field, places: Sequence[Found], source: str | None, counts: bool = True) -> None:
+        if len(places) == 1:
+            return
         first = unquote(places[0].raw.decode("latin-1"))
         for other in places[1:]:
             if unquote(other.raw.decode("latin-1")) == first:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event, make_url
+from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -121,10 +121,12 @@ class Database:
         engine = create_engine(self.url, creator=lambda: self._sqlite(role), **pool)
         begin = "BEGIN" if role == "reader" else "BEGIN IMMEDIATE"
 
-        def on_begin(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
+        def do_begin(connection: Any) -> None:
+            connection.execute(begin)
 
-        event.listen(engine, "begin", on_begin)
+        # Not a listener for "begin": an engine with any listener looks for more of them at every statement, which
+        # costs a third of the time that a statement takes.
+        engine.dialect.do_begin = do_begin  # type: ignore[method-assign,assignment]  # the hook that listeners stand in for
         return engine
 
     def _sqlite(self, role: _Role) -> sqlite3.Connection:

@@ -1,0 +1,84 @@
+"""CPU seconds by group of processes, from /proc: who spends what on a message.
+
+A process's own time and that of children it has waited for are summed over all that live, so that nothing is missed
+when a short-lived one (sendmail, a Postfix daemon after its hundredth job) ends between two readings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["GROUPS", "Process", "processes", "spent"]
+
+GROUPS = ("Postfix", "milter workers", "responder", "sendmail", "client and sinks")
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of the process table; seconds of its own, and of children that it has waited for."""
+
+    pid: int
+    parent: int
+    command: str
+    own: float
+    waited: float
+
+
+def processes() -> dict[int, Process]:
+    """All that live now."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                folder = Path(entry.path)
+                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                own, waited = (int(fields[i]) + int(fields[i + 1]) for i in (11, 13))
+                found[int(entry.name)] = Process(int(entry.name), int(fields[1]), command, own * _TICK, waited * _TICK)
+    return found
+
+
+def spent(table: dict[int, Process], root: int, others: Iterable[int] = ()) -> dict[str, float]:
+    """Seconds by group since the start: what `root` began (a sandbox or a Postfix master), and `others`."""
+    seconds = dict.fromkeys(GROUPS, 0.0)
+    for process in table.values():
+        if process.pid in others:
+            seconds["client and sinks"] += process.own
+            continue
+        line = _ancestry(table, process.pid)
+        if root not in line:
+            continue
+        commands = [table[pid].command for pid in line[: line.index(root) + 1]]
+        own, waited = _groups(commands)
+        seconds[own] += process.own
+        seconds[waited] += process.waited
+    return seconds
+
+
+def _ancestry(table: dict[int, Process], pid: int) -> list[int]:
+    """The process, its parent, and so on."""
+    line: list[int] = []
+    while pid in table and pid not in line:
+        line.append(pid)
+        pid = table[pid].parent
+    return line
+
+
+def _groups(commands: list[str]) -> tuple[str, str]:
+    """Group of a process, and of the children it has waited for, by the commands of itself and its ancestors."""
+    is_: Callable[[str], bool] = lambda name: any(name in command for command in commands)  # noqa: E731
+    if is_("mm4.postfix.answerer"):
+        itself = "mm4.postfix.answerer" in commands[0]
+        return ("responder" if itself else "sendmail"), "sendmail"
+    if is_("mm4.postfix.worker"):
+        return "milter workers", "milter workers"
+    if is_(" serve ") or is_(" sandbox "):
+        # The supervisor and the sandbox itself do next to nothing while mail flows. Postfix's master is a child of
+        # the sandbox.
+        return ("Postfix", "Postfix") if is_("/master ") else ("milter workers", "milter workers")
+    return "Postfix", "Postfix"

@@ -1,0 +1,265 @@
+"""`mm4 explain` and the live gateway agree: replies, envelope, header edits and the RES, for the whole corpus.
+
+Each message goes in from a peer of each dialect, and from our own side to a peer of each dialect. What explain
+foretells is then held against what the SMTP client was told and what the next hops got. Only what is made anew for
+each message is left out of account: tokens, ids made from them, and the time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import LOCAL, NORTH, SOUTH, STRANGER, Dialogue, Link, Mail, mm4
+from mm4.cli.explain import explanation
+from mm4.gateway.routing import Router
+from mm4.postfix.seen import seen
+from mm4.postfix.settings import read_config
+
+pytestmark = pytest.mark.postfix
+
+YAML = (Path(__file__).parent / "mm4.yaml").read_text()
+CORPUS = sorted((Path(__file__).parents[2] / "corpus").glob("*/*.eml"))
+RIGHT = next(path for path in CORPUS if path.stem.startswith("01-"))
+PEER_SENDER, OUR_SENDER = "+447700900002/TYPE=PLMN@mms.north.example", "+491511000001/TYPE=PLMN@mms.gw.example"
+WAYS = {
+    "from-north": (NORTH, PEER_SENDER, "+4915110{:05}/TYPE=PLMN@mms.gw.example"),
+    "from-south": (SOUTH, PEER_SENDER, "+4915110{:05}/TYPE=PLMN@mms.gw.example"),
+    "to-north": (LOCAL, OUR_SENDER, "+44770090{:05}/TYPE=PLMN@mms.gw.example"),
+    "to-south": (LOCAL, OUR_SENDER, "+336000{:05}/TYPE=PLMN@mms.gw.example"),
+}
+OURS, OTHER, THEIRS = (f"{n}/TYPE=PLMN@mms.gw.example" for n in ("+491511099001", "+491511099002", "+447700999001"))
+OUR_SYSTEM = "system-user@mms.gw.example"
+
+Headers = list[tuple[str, bytes]]
+_numbers = count(10_000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One message by one way, and no other message has its recipients."""
+
+    message: bytes
+    client: str
+    mail_from: str
+    rcpt: tuple[str, ...]
+
+
+def by_way(message: bytes, way: str) -> Case:
+    client, mail_from, rcpt = WAYS[way]
+    return Case(message, client, mail_from, (rcpt.format(next(_numbers)),))
+
+
+# Headers as no peer of the corpus writes them, made from a right message: what is a header is Postfix's decision.
+CHANGES = {
+    "blank-before-colon": (b"X-Mms-Ack-Request: Yes", b"X-Mms-Ack-Request :Yes"),
+    "letter-case": (b"X-Mms-Ack-Request: Yes", b"x-mms-ACK-request:yes"),
+    "twice": (b"X-Mms-Priority", b"X-Mms-Ack-Request: Yes\r\nX-Mms-Priority"),
+    "folded-first": (b"X-Mms-Transaction-ID: ", b"X-Mms-Transaction-ID:\r\n\t"),
+    "mbox-lines-first": (b"Date: ", b"From MAILER Thu Nov 12 02:28:01 2026\r\n>From x\r\nDate: "),
+    "mbox-line-later": (b"X-Mms-Priority", b"From MAILER Thu Nov 12 02:28:01 2026\r\nX-Mms-Priority"),
+    "blank-first": (b"Date: ", b" \r\nDate: "),
+    "byte-order-mark": (b"Date: ", b"\xef\xbb\xbfDate: "),
+    "line-without-colon": (b"X-Mms-Priority", b"no header at all\r\nX-Mms-Priority"),
+    "header-ends-early": (b"X-Mms-Priority", b"\r\nX-Mms-Priority"),
+    "name-with-8-bit": (b"X-Mms-Priority", b"X-\xe9: 1\r\nX-Mms-Priority"),
+    "no-name": (b"X-Mms-Priority", b": nameless\r\nX-Mms-Priority"),
+    "controls-in-subject": (b"X-Mms-Priority", b"Subject: a\x0bb\x7f\r\nX-Mms-Priority"),
+    "bare-carriage-return": (b"X-Mms-Priority", b"X-Any: a\rb\r\nX-Mms-Priority"),
+    "bare-line-feed": (b"X-Mms-Priority", b"X-Any: a\nX-Other: b\r\nX-Mms-Priority"),
+    "nul": (b"X-Mms-Priority", b"X-Any: a\x00b\r\nX-Mms-Priority"),
+    "fold-of-blanks": (b"X-Mms-Priority", b" stray fold\r\n  \r\nX-Mms-Priority"),
+    "national-number": (b"To: +447700900101", b"To: 01511000001, +447700900101"),
+    "long-header": (b"Date: ", b"X-Long: " + b"x" * 55_000 + b"\r\nDate: "),
+    "long-line": (b"Date: ", b"X-Long: " + b"x" * 5_000 + b"\r\nDate: "),
+}
+
+
+def changed(name: str) -> bytes:
+    content = RIGHT.read_bytes()
+    old, new = CHANGES[name]
+    assert old in content
+    return content.replace(old, new, 1)
+
+
+CASES = {
+    **{f"{path.stem}-{way}": by_way(path.read_bytes(), way) for path in CORPUS for way in WAYS},
+    **{f"{name}-{way}": by_way(changed(name), way) for name in CHANGES for way in ("from-north", "to-south")},
+    "stranger": Case(RIGHT.read_bytes(), STRANGER, PEER_SENDER, (OURS,)),
+    "null-sender": Case(RIGHT.read_bytes(), NORTH, "", ("+491511099003@mms.gw.example",)),
+    "two-recipients": Case(RIGHT.read_bytes(), NORTH, PEER_SENDER, (OURS, OTHER)),
+    "some-refused": Case(
+        RIGHT.read_bytes(), NORTH, PEER_SENDER, ("+491511099004", THEIRS, "12345@mms.gw.example", OUR_SYSTEM)
+    ),
+    "all-refused": Case(RIGHT.read_bytes(), NORTH, PEER_SENDER, (THEIRS, "ann.example@mail.test")),
+    "to-the-system": Case(RIGHT.read_bytes(), NORTH, PEER_SENDER, ("postmaster@mms.gw.example",)),
+    "ours-null-sender": Case(RIGHT.read_bytes(), LOCAL, "", ("+447700999002@mms.gw.example",)),
+    "ours-two-operators": Case(
+        RIGHT.read_bytes(), LOCAL, OUR_SENDER, ("+447700999003", "+491511099005", "+33600099001@mms.gw.example")
+    ),
+    "ours-refused": Case(RIGHT.read_bytes(), LOCAL, OUR_SENDER, ("+999123456789@mms.gw.example", "12345")),
+    "ours-inward": Case(RIGHT.read_bytes(), LOCAL, OUR_SENDER, ("+491511099006@mms.gw.example",)),
+    "ours-national": Case(RIGHT.read_bytes(), LOCAL, "01511000001", ("01511099007",)),
+}
+
+
+class Live:
+    """All cases, sent to one gateway: what each client was told, and what came of it."""
+
+    def __init__(self, link: Link, dialogues: dict[str, Dialogue]) -> None:
+        self.link = link
+        self.dialogues = dialogues
+        self.router = Router(read_config(link.gateway.config)[0])
+        log = link.gateway.log()
+        self.discarded = set(re.findall(r" (\w+): milter-discard: END-OF-MESSAGE", log))
+        # The responder names what it submitted for a message, and each mail's top line the queue id it had with us.
+        self._submitted = dict(re.findall(r" queue_id=(\w+) token=\w+ peer=\S+ answer=\S+ .*?submitted=(\w+)", log))
+        self._mails: dict[str, list[tuple[str, Mail]]] = {}
+        for name, hop in link.hops.items():
+            for mail in hop.mails:
+                top = re.search(r"\sid (\w+)[;\s]", mail.header("Received") or "")
+                assert top, mail.content[:500]
+                self._mails.setdefault(top[1], []).append((name, mail))
+
+    def delivered(self, queue_id: str) -> list[tuple[str, Mail]]:
+        """Next hop and mail, of what left under this queue id."""
+        return self._mails.get(queue_id, [])
+
+    def answers(self, queue_id: str) -> list[tuple[str, Mail]]:
+        """The RES to the message of this queue id."""
+        return self.delivered(self._submitted.get(queue_id, ""))
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with Link(YAML) as link, ThreadPoolExecutor(4) as pool:
+        sent = {
+            name: pool.submit(
+                link.gateway.send, case.message, source=case.client, mail_from=case.mail_from, rcpt=case.rcpt
+            )
+            for name, case in CASES.items()
+        }
+        dialogues = {name: future.result() for name, future in sent.items()}
+        link.gateway.quiet(seconds=180)
+        yield Live(link, dialogues)
+
+
+def headers_of(content: bytes) -> Headers:
+    return [(header.name, header.value.removeprefix(b" ")) for header in seen(content)]
+
+
+def below_received(mail: Mail) -> Headers:
+    """The headers as a next hop got them, without the lines that our Postfix put on top."""
+    headers = headers_of(mail.content)
+    while headers and headers[0][0] == "Received" and b"by mms.gw.example (Postfix" in headers[0][1]:
+        del headers[0]
+    return headers
+
+
+def edited(headers: Headers, edits: list[list[Any]]) -> Headers:
+    """The edits applied as a milter's are: by occurrence among the headers of that name as it saw them, from 1."""
+    result: list[tuple[str, bytes] | None] = list(headers)
+    added: Headers = []
+    for op, name, occurrence, value in edits:
+        if op == "add":
+            added.append((name, value.encode()))
+            continue
+        index = [i for i, header in enumerate(headers) if header[0].lower() == name.lower()][occurrence - 1]
+        assert result[index] == headers[index], f"{name} {occurrence} is edited twice"
+        result[index] = (name, value.encode()) if op == "change" else None
+    return [header for header in result if header is not None] + added
+
+
+def codes(reply: tuple[int, str]) -> str:
+    return f"{reply[0]} {reply[1].split()[0]}"
+
+
+def nameless(text: str) -> str:
+    return re.sub(r"\b[0-9a-f]{32}\b", "TOKEN", text)
+
+
+def timeless(headers: Headers) -> list[tuple[str, str]]:
+    return [(name, "now" if name == "Date" else nameless(value.decode("latin-1"))) for name, value in headers]
+
+
+def foretold(live: Live, case: Case) -> dict[str, Any]:
+    return explanation(live.router, case.message, case.client, case.mail_from, case.rcpt, len(case.message))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_explain_and_the_live_gateway_agree(live: Live, name: str) -> None:
+    case, dialogue = CASES[name], live.dialogues[name]
+    said = foretold(live, case)
+
+    assert said["peer"] == {NORTH: "north", SOUTH: "south", LOCAL: "local", STRANGER: None}[case.client]
+    # What the client was told, in order, up to the last reply.
+    if dialogue.mail[0] != 250:
+        assert (said["action"], said["smtp"]) == ("reject", f"{dialogue.mail[0]} {dialogue.mail[1]}")
+        return
+    assert [recipient["smtp"][:9] for recipient in said["rcpt"]] == [codes(reply) for reply in dialogue.rcpt]
+    if dialogue.data is None:
+        assert said["action"] in ("reject", "tempfail")
+        assert said["smtp"] == f"{dialogue.rcpt[-1][0]} {dialogue.rcpt[-1][1]}"
+        return
+    assert said["smtp"][:9] == codes(dialogue.data), (said, dialogue)
+    if said["action"] in ("reject", "tempfail"):
+        assert said["smtp"] == f"{dialogue.data[0]} {dialogue.data[1]}"
+        assert said["responses"] == said["edits"] == []
+        return
+    # Postfix says `queued as` of a discarded message too; its log tells them apart.
+    queue_id = dialogue.queue_id
+    assert (queue_id in live.discarded) == (said["action"] == "discard")
+
+    # The RES, to the byte.
+    answers = live.answers(queue_id)
+    assert [(hop, mail.rcpt) for hop, mail in answers] == [(said["peer"], [r["to"]]) for r in said["responses"]]
+    for (_, mail), response in zip(answers, said["responses"], strict=True):
+        assert mail.mail_from == response["mail_from"]
+        assert timeless(below_received(mail)) == timeless(headers_of(response["message"].encode()))
+        assert mail.content.partition(b"\r\n\r\n")[2] == response["message"].encode().partition(b"\r\n\r\n")[2]
+
+    # The message: to whom, from whom, with which headers, and to nobody else.
+    expected = {(r["next_hop"], r["becomes"]) for r in said["rcpt"] if r["becomes"] and said["action"] == "accept"}
+    got = {(live.link.hops[hop].hop, to): mail for hop, mail in live.delivered(queue_id) for to in mail.rcpt}
+    assert got.keys() == expected
+    for mail in got.values():
+        assert nameless(mail.mail_from) == nameless(said["mail_from"])
+        wanted = edited(headers_of(case.message), said["edits"])
+        made = any(edit[:2] == ["add", "Date"] for edit in said["edits"])
+        show = timeless if made else lambda headers: [(n, nameless(v.decode("latin-1"))) for n, v in headers]
+        assert show(below_received(mail)) == show(wanted)
+
+
+def test_every_outcome_came_up(live: Live) -> None:
+    """Else agreement would say little."""
+    outcomes = {(foretold(live, case)["action"], foretold(live, case)["smtp"][:9]) for case in CASES.values()}
+    assert outcomes >= {
+        ("accept", "250 2.0.0"), ("discard", "250 2.0.0"), ("reject", "554 5.6.0"), ("reject", "550 5.1.1"),
+        ("reject", "550 5.7.1"),
+    }  # fmt: skip
+    assert len(live.link.north.mails) > 100
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("01-", "10-", "24-"))] + ["all-refused"])
+def test_the_command_prints_what_was_compared(live: Live, name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    path = tmp_path / "message.eml"
+    path.write_bytes(case.message)
+    rcpt = [word for address in case.rcpt for word in ("--rcpt", address)]
+    done = mm4(
+        "explain", "--json", "--config", live.link.gateway.config, "--client", case.client, "--mail-from",
+        case.mail_from, *rcpt, "--size", str(len(case.message)), str(path), check=False,
+    )  # fmt: skip
+    dates = re.compile(r'Date: [^"\\]*')
+    printed = nameless(dates.sub("Date: now", json.dumps(json.loads(done.stdout), sort_keys=True)))
+    compared = nameless(dates.sub("Date: now", json.dumps(foretold(live, case), sort_keys=True)))
+    assert printed == compared
+    assert done.returncode == (0 if foretold(live, case)["action"] == "accept" else 1)
