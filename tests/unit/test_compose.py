@@ -59,18 +59,19 @@ def test_parts_arrive_byte_for_byte(content: bytes) -> None:
 
 
 def test_the_smil_shows_every_part_by_its_content_id() -> None:
-    parts = [PNG, text_part("hallo"), Part("v.mp4", "video/mp4", b"v"), Part("s.amr", "audio/amr", b"s"), Part("c.vcf", "text/x-vcard", b"c")]
-    smil, *others = parsed(made(*parts)).iter_parts()
+    others = [("v.mp4", "video/mp4"), ("s.amr", "audio/amr"), ("c.vcf", "text/x-vcard")]
+    parts = [PNG, text_part("hallo"), *(Part(name, kind, b"x") for name, kind in others)]
+    smil, *shown_parts = parsed(made(*parts)).iter_parts()
     assert smil.get_content_type() == "application/smil"
     assert smil["Content-ID"] == "<smil>"
     tree = ElementTree.fromstring(smil.get_payload(decode=True).decode())  # type: ignore[union-attr]
     shown = [(e.tag, e.get("src"), e.get("region")) for e in tree.iter() if e.get("src")]
     assert shown == [
-        ("img", "cid:pic.png", "Image"), ("text", "cid:text.txt", "Text"), ("video", "cid:v.mp4", "Video"),
+        ("img", "cid:pic.png", "Image"), ("text", "cid:text.txt", "Text"), ("video", "cid:v.mp4", "Image"),
         ("audio", "cid:s.amr", None), ("text", "cid:c.vcf", "Text"),
     ]  # fmt: skip
-    assert [f"cid:{p['Content-ID'].strip('<>')}" for p in others] == [src for _, src, _ in shown]
-    assert [p["Content-Location"] for p in others] == [src.removeprefix("cid:") for _, src, _ in shown if src]
+    assert [f"cid:{p['Content-ID'].strip('<>')}" for p in shown_parts] == [src for _, src, _ in shown]
+    assert [p["Content-Location"] for p in shown_parts] == [src.removeprefix("cid:") for _, src, _ in shown if src]
     regions = {e.get("id") for e in tree.iter("region")}
     assert {region for _, _, region in shown if region} <= regions, "a region that is shown is laid out"
 

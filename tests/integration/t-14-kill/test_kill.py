@@ -65,6 +65,26 @@ def _serving(gateway: Sandbox) -> bool:
     return len(gateway.children("worker")) == 2 and len(gateway.children("answerer")) == 1
 
 
+def test_a_message_that_had_begun_when_the_supervisor_died_ends_well(link: Link) -> None:
+    gateway = link.gateway
+    wait_for(lambda: _serving(gateway), "the daemon with its children")
+    ids = new_ids()
+    host, _, port = gateway.smtp.rpartition(":")
+    with smtplib.SMTP(host, int(port), timeout=60, source_address=(NORTH, 0)) as client:
+        client.ehlo()
+        assert client.docmd("MAIL FROM:<+447700900002/TYPE=PLMN@mms.north.example>")[0] == 250
+        old = gateway.daemon()
+        os.kill(old, signal.SIGKILL)
+        # The next daemon starts although a worker of the dead one still waits for the end of this message.
+        wait_for(lambda: _serving(gateway) and gateway.daemon() != old, "the next daemon")
+        wait_for(lambda: gateway.send(forward_req(ids=new_ids())).code == 250, "a message taken by the next daemon")
+        assert client.docmd("RCPT TO:<+491511000001/TYPE=PLMN@mms.gw.example>")[0] == 250
+        assert client.data(forward_req(ids=ids))[0] == 250
+    link.mmsc.wait_for(ids[0])
+    (answer,) = link.north.wait_for(ids[0])
+    assert answer.header("X-Mms-Request-Status-Code") == "Ok"
+
+
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_kill_9_in_the_middle_of_traffic_loses_nothing_that_was_accepted(link: Link, victim: str) -> None:
     gateway = link.gateway
@@ -99,23 +119,3 @@ def test_kill_9_in_the_middle_of_traffic_loses_nothing_that_was_accepted(link: L
     answers = link.north.by_transaction()
     for name in messages:
         assert {answer.header("X-Mms-Request-Status-Code") for answer in answers[name]} == {"Ok"}
-
-
-def test_a_message_that_had_begun_when_the_supervisor_died_ends_well(link: Link) -> None:
-    gateway = link.gateway
-    wait_for(lambda: _serving(gateway), "the daemon with its children")
-    ids = new_ids()
-    host, _, port = gateway.smtp.rpartition(":")
-    with smtplib.SMTP(host, int(port), timeout=60, source_address=(NORTH, 0)) as client:
-        client.ehlo()
-        assert client.docmd("MAIL FROM:<+447700900002/TYPE=PLMN@mms.north.example>")[0] == 250
-        old = gateway.daemon()
-        os.kill(old, signal.SIGKILL)
-        # The next daemon starts although a worker of the dead one still waits for the end of this message.
-        wait_for(lambda: _serving(gateway) and gateway.daemon() != old, "the next daemon")
-        wait_for(lambda: gateway.send(forward_req(ids=new_ids())).code == 250, "a message taken by the next daemon")
-        assert client.docmd("RCPT TO:<+491511000001/TYPE=PLMN@mms.gw.example>")[0] == 250
-        assert client.data(forward_req(ids=ids))[0] == 250
-    link.mmsc.wait_for(ids[0])
-    (answer,) = link.north.wait_for(ids[0])
-    assert answer.header("X-Mms-Request-Status-Code") == "Ok"
