@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GROUPS", "Process", "processes", "spent"]
+__all__ = ["GROUPS", "Process", "processes", "spent", "total"]
 
 GROUPS = ("Postfix", "milter workers", "responder", "sendmail", "client and sinks")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -41,6 +41,13 @@ def processes() -> dict[int, Process]:
                 own, waited = (int(fields[i]) + int(fields[i + 1]) for i in (11, 13))
                 found[int(entry.name)] = Process(int(entry.name), int(fields[1]), command, own * _TICK, waited * _TICK)
     return found
+
+
+def total() -> tuple[float, float]:
+    """CPU seconds of the whole machine since its start: worked, by whomever, and idle."""
+    ticks = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]  # idle, iowait
+    return (sum(ticks) - idle) * _TICK, idle * _TICK
 
 
 def spent(table: dict[int, Process], root: int, others: Iterable[int] = ()) -> dict[str, float]:
@@ -78,7 +85,6 @@ def _groups(commands: list[str]) -> tuple[str, str]:
     if is_("mm4.postfix.worker"):
         return "milter workers", "milter workers"
     if is_(" serve ") or is_(" sandbox "):
-        # The supervisor and the sandbox itself do next to nothing while mail flows. Postfix's master is a child of
-        # the sandbox.
+        # Postfix's master is a child of the sandbox; the sandbox and the supervisor do next to nothing while mail flows.
         return ("Postfix", "Postfix") if is_("/master ") else ("milter workers", "milter workers")
     return "Postfix", "Postfix"

@@ -33,6 +33,10 @@ class Run:
     """Seconds until the last message was accepted."""
     eom: Sequence[float] = ()
     cpu: dict[str, float] = field(default_factory=dict)
+    idle: float = 0.0
+    """The share of the machine's CPU that nobody used."""
+    foreign: float = 0.0
+    """The share that went to none of the groups: the kernel's own threads, and whatever else ran."""
 
     @property
     def rate(self) -> float:

@@ -28,8 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.cpu import processes, spent
-from bench.figures import FLOORS, Run, cpu_table, percentile, ratios, replaced, speed_table
+from bench.cpu import processes, spent, total
+from bench.figures import FLOORS, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
 from bench.machine import machine_lines
 from bench.plain import PlainPostfix
 from bench.sender import Item, Refused, Stream, send
@@ -158,7 +158,7 @@ def measure(kind: Kind, number: int, load: Load, count: int, sessions: int) -> R
     os.sync()  # what an earlier run left to be written is not this run's load
     offset = kind.log.stat().st_size
     others = (os.getpid(), kind.mmsc.process.pid, kind.peer.process.pid)
-    before = spent(processes(), kind.root, others)
+    before, (worked, idle) = spent(processes(), kind.root, others), total()
     begun = send(*streams)
     accepted = time.monotonic()
     while kind.mmsc.count() < delivered or kind.peer.count() < acked or waiting(kind.queue):
@@ -169,11 +169,14 @@ def measure(kind: Kind, number: int, load: Load, count: int, sessions: int) -> R
             )
         time.sleep(0.005)
     finished = time.monotonic()
-    after = spent(processes(), kind.root, others)
+    after, (worked_then, idle_then) = spent(processes(), kind.root, others), total()
     eom = check(kind, label, streams[0].queue_ids, offset)
+    cpu = {group: after[group] - before[group] for group in after}
+    machine = worked_then - worked + idle_then - idle
+    foreign = max(0.0, worked_then - worked - sum(cpu.values()))
     return Run(
-        number, kind.name, load.name, count, finished - begun, accepted - begun, eom,
-        {group: after[group] - before[group] for group in after},
+        number, kind.name, load.name, count, finished - begun, accepted - begun, eom, cpu,
+        (idle_then - idle) / machine, foreign / machine,
     )  # fmt: skip
 
 
@@ -281,6 +284,10 @@ def page(runs: Sequence[Run], single: Run, alone: dict[str, float], machine: Seq
             "CPU milliseconds a message, medians over the rounds:",
             "",
             *cpu_table(runs),
+            "",
+            f"Of the machine's CPU {spread([100 * run.idle for run in runs], 0)} % were idle during the runs, and "
+            f"{spread([100 * run.foreign for run in runs], 0)} % went to none of these: the kernel's own threads, and "
+            "whatever else ran.",
         ]
     )
 

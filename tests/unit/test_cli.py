@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fake import CONFIG, req
 from mm4 import __version__
 from mm4.cli import lint as lint_module
 from mm4.cli.main import _COMMANDS, main, run
+from mm4.postfix import instance as instance_module
 from mm4.protocol.errors import Mm4Error
 from mm4.protocol.headers import join
 from mm4.protocol.transaction import Direction, Message, Transaction
@@ -590,6 +592,18 @@ def test_what_cannot_be_sent_is_wrong_use(mm4: Mm4, config: str, arguments: tupl
 # -- serve and check
 
 
+@pytest.fixture(autouse=True)
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Commands of Postfix in PATH, so that this file needs none on the host: nothing here runs one for its result."""
+    if shutil.which("postqueue", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
+        return
+    folder = tmp_path_factory.mktemp("sbin")
+    for name in ("postqueue", "sendmail"):
+        (folder / name).write_text("#!/bin/false\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ.get('PATH', '')}")
+
+
 STORE_LINE = len(CONFIG.splitlines()) + 1
 FOLDERS_LINE = STORE_LINE + 1
 
@@ -653,6 +667,15 @@ def test_a_sandbox_of_a_bad_configuration_is_78(mm4: Mm4, tmp_path: Path) -> Non
         assert done.line.startswith(f"{tmp_path}/none.yaml: cannot be read")
     else:
         assert (done.code, "has to run as root" in done.line) == (2, True)
+
+
+def test_serve_without_postfix_is_78(mm4: Mm4, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance_module, "_SBIN", "/nonexistent")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    done = mm4("serve", "--config", config)
+    assert done.code == 78
+    assert done.line.startswith(f"{config}:1: submit: postqueue is not on this host: install Postfix")
+    assert mm4("check", "--config", config).code == 78
 
 
 def test_no_postfix_is_78_with_the_key_that_names_it(mm4: Mm4, config: str, tmp_path: Path) -> None:

@@ -317,6 +317,27 @@ def test_who_is_answered(system: str | None, sender: str | None, mail_from: str,
         assert res(answer.message)["To"] == to
 
 
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        ("<x(\xe4)@mms.north.example>", "x@mms.north.example"),
+        ('<"a b"@mms.north.example>', '"a b"@mms.north.example'),
+        ("<+44 7700 900002@mms.north.example>", "+447700900002/TYPE=PLMN@mms.north.example"),
+    ],
+)
+def test_an_envelope_sender_of_odd_spelling_is_answered_in_a_plain_one(path: str, to: str) -> None:
+    (answer,) = arrive(X_Mms_Originator_System=None, Sender=None, sender=path).verdict.answers
+    assert strip_via(answer.rcpt_to) == to
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    kept = arrive(X_Mms_Message_Type=b"MM4_\xff\x00" + b"x" * 50_000).gateway.ledger.messages[0]
+    assert len(kept.type) == 200
+    assert kept.type.isprintable()
+    (arrival,) = answered(X_Mms_Status_Text="x" * 50_000).gateway.ledger.arrivals
+    assert arrival[5] == "x" * 500
+
+
 def test_the_configured_system_is_the_last_resort() -> None:
     lines = req(tyntec=True, X_Mms_Originator_System=None, Sender=None)
     (answer,) = arrive("tyntec", lines, sender="<+447700900002@elsewhere.example>").verdict.answers

@@ -144,6 +144,7 @@ def test_a_mutated_message_is_a_pdu(path: Path, data: st.DataObject) -> None:
 
 ENVELOPE = st.sampled_from([
     "<>", "", "<+447700900002/TYPE=PLMN@mms.north.example>", "<x>", "<a@b", "<-x@mms.north.example>",
+    "<x(\xe4)@mms.north.example>", '<"a\\ b"@mms.north.example>', "<\xe4 <x@mms.north.example>>",
     "<\xe4@mms.north.example>", "<system@mm4.tyntec.example>", '<"a b"@mms.hub.example>',
     "<0123456789abcdef0123456789abcdef@mms.gw.example>",
 ])  # fmt: skip
@@ -188,6 +189,10 @@ def test_any_message_gets_a_verdict_that_postfix_can_apply(
     if verdict.record is not None:
         assert verdict.deleted == tuple(r.raw for r in seen.session.recipients)
         assert verdict.record.transactions
+        assert verdict.record.type.isascii()
+        assert len(verdict.record.type) <= 200
+    if verdict.arrival is not None:
+        assert len(verdict.arrival.text or "") <= 500
     assert all("\r" not in a and "\n" not in a for a, _ in verdict.added)
 
 

@@ -424,8 +424,8 @@ def test_the_queue_is_flushed_at_start_and_after_failures_only(tmp_path: Path) -
 
     async def body() -> None:
         house.responder.start()
-        await until(lambda: len(house.flushed) == 2)
-        assert set(house.flushed) == {"responder.mm4.invalid", "mms.test"}
+        await until(lambda: len(house.flushed) == 3)
+        assert set(house.flushed) == {"responder.mm4.invalid", "maildir.mm4.invalid", "mms.test"}
         house.flushed.clear()
         await check(house.give(to(OTHER)), [250])
         house.submitter.failures = 1
@@ -445,11 +445,11 @@ def test_a_flush_that_fails_is_repeated_and_named_once(tmp_path: Path, caplog: p
 
     async def body() -> None:
         house.responder.start()
-        await until(lambda: len(house.flushed) == 8)
+        await until(lambda: len(house.flushed) == 9)
         await house.responder.stop()
 
     run(body)
-    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 2  # one a domain
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 3  # one a domain
 
 
 def test_stop_makes_waiting_retries_give_up(tmp_path: Path) -> None:

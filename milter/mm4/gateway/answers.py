@@ -34,8 +34,9 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
         return named.as_given() if _answerable(named.as_given(), peer) else None
     sender = pdu.get("sender_header")
     candidates = [sender.as_given() if isinstance(sender, Address) and sender.domain else None]
-    if mail_from and parse_address(mail_from).kind is not Kind.INVALID:
-        candidates.append(mail_from)
+    envelope = parse_address(mail_from)
+    if envelope.kind is not Kind.INVALID:
+        candidates.append(envelope.as_given())
     candidates.append(peer.system_address)
     return next((c for c in candidates if c and _answerable(c, peer)), None)
 

@@ -40,6 +40,9 @@ CORRUPT = "Error-message-format-corrupt"
 UNSUPPORTED = "Error-unsupported-message"
 DENIED = "Error-service-denied"
 
+_LONGEST_TEXT = 500
+"""Characters of a Status-Text that are worth remembering."""
+
 
 def decide(mail: Mail, router: Router, side: Side) -> Verdict:
     """The verdict on `mail` from `side`. Raises nothing but the project's errors."""
@@ -142,7 +145,7 @@ class _Decision:
             pdu.get("transaction_id"),
             pdu.get("message_id"),
             pdu.get("status_code"),
-            pdu.get("status_text"),
+            (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
         )
         return Verdict(Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, arrival=arrival)
 
@@ -276,7 +279,7 @@ class _Decision:
             for recipient in recipients
         )
         mail = self.mail
-        kind = pdu.type or pdu.type_text or ""
+        kind = pdu.type or _one_line(pdu.type_text or "")
         return Message(mail.token, direction, peer, kind, mail.queue_id, mail.host, mail.now, transactions)
 
 

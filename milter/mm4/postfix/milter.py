@@ -79,10 +79,14 @@ class Connection(Milter.Base):  # type: ignore[misc]
     def envrcpt(self, path: bytes, *parameters: bytes) -> int:
         return self.answer(self.session.rcpt(_text(path)))
 
-    @_guarded
+    @Milter.noreply  # type: ignore[untyped-decorator]
     def data(self) -> int:
-        # The queue id does not exist before the first recipient is accepted.
-        self.session.queue_id = self.getsymval("i") or ""
+        # The queue id does not exist before the first recipient is accepted. Nothing is judged here, so that the client
+        # need not wait for us before it sends.
+        try:
+            self.session.queue_id = self.getsymval("i") or ""
+        except Exception as fault:
+            self.session.fault = fault
         return int(Milter.CONTINUE)
 
     @Milter.decode("bytes")  # type: ignore[untyped-decorator]

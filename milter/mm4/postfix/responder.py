@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ..gateway.logline import logline
-from ..gateway.names import RESPONDER_DOMAIN, TOKEN
+from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN
 from ..protocol.address import parse_address
 from ..protocol.errors import Mm4Error, PostfixError, Reply, StoreError, SubmissionError
 from ..protocol.transaction import Message
@@ -212,7 +212,7 @@ class Responder:
 
     def start(self) -> None:
         """Flush what Postfix has deferred while nobody was here, and from now on after each failure."""
-        self._ask_flush([RESPONDER_DOMAIN, *sorted(self._local_domains)], 0)
+        self._ask_flush(self._ours(), 0)
         self._flusher = asyncio.get_running_loop().create_task(self._flush_for_ever())
 
     async def stop(self) -> None:
@@ -228,7 +228,11 @@ class Responder:
 
     def missed(self) -> None:
         """Have flushed what Postfix deferred without an answer of ours, because we stood still for too long."""
-        self._ask_flush([RESPONDER_DOMAIN, *sorted(self._local_domains)], self._flush_seconds)
+        self._ask_flush(self._ours(), self._flush_seconds)
+
+    def _ours(self) -> list[str]:
+        """Every domain whose mail waits while this process is away; the Maildirs are served by it too."""
+        return [RESPONDER_DOMAIN, MAILDIR_DOMAIN, *sorted(self._local_domains)]
 
     def close(self) -> None:
         """Stop the threads, without waiting for one that hangs in the store or the disk."""

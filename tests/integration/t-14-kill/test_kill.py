@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import NORTH, Link, Mta, Sandbox, forward_req, new_ids, wait_for
+from harness import NORTH, Link, Mta, Sandbox, forward_req, mm4, new_ids, wait_for
 
 pytestmark = pytest.mark.postfix
 
@@ -83,6 +83,15 @@ def test_a_message_that_had_begun_when_the_supervisor_died_ends_well(link: Link)
     link.mmsc.wait_for(ids[0])
     (answer,) = link.north.wait_for(ids[0])
     assert answer.header("X-Mms-Request-Status-Code") == "Ok"
+
+
+def test_a_second_daemon_is_refused_and_the_first_goes_on(link: Link) -> None:
+    gateway = link.gateway
+    wait_for(lambda: _serving(gateway), "the daemon with its children")
+    second = mm4("serve", "--config", gateway.config, check=False)
+    assert second.returncode == 78
+    assert "another mm4 serves in" in second.stderr
+    assert gateway.send(forward_req(ids=new_ids())).code == 250
 
 
 @pytest.mark.parametrize("victim", VICTIMS)

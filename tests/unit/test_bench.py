@@ -1,0 +1,100 @@
+"""The bench's arithmetic: what stands in docs/performance.md is what was measured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.cpu import Process, spent
+from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
+from bench.plain import without_milter
+from bench.run import arguments, requests
+from mm4.postfix.maps import reference
+from mm4.protocol.headers import split
+from mm4.protocol.reader import read
+
+RUNS = [
+    Run(1, "L", "40 kB", 100, 0.5, 0.4, (), {"Postfix": 0.5}),
+    Run(1, "smtp", "40 kB", 100, 1.0, 0.4, (1.0, 2.0), {"Postfix": 0.8, "responder": 0.2}),
+    Run(2, "L", "40 kB", 100, 1.0, 0.4, (), {"Postfix": 0.7}),
+    Run(2, "smtp", "40 kB", 100, 1.25, 0.4, (3.0, 4.0), {"Postfix": 0.6, "responder": 0.4}),
+    Run(1, "smtp", "400 kB", 100, 1.0, 0.4),
+]
+
+
+def test_a_ratio_is_taken_within_its_round() -> None:
+    assert ratios(RUNS, "smtp", "40 kB") == [0.5, 0.8]
+    assert ratios(RUNS, "smtp", "400 kB") == []
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile([7.0], 0.99)) == (50.0, 99.0, 7.0)
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_the_tables_hold_medians_and_extremes() -> None:
+    assert spread([0.5, 0.8, 0.6], 2) == "0.60 (0.50-0.80)"
+    speed, cpu = "\n".join(speed_table(RUNS[:4])), "\n".join(cpu_table(RUNS[:4]))
+    assert "| 40 kB | L | 150 (100-200) | 1 | - | - | - |" in speed
+    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 0.60 | 2.0 ms | 4.0 ms |" in speed
+    assert "| 40 kB | smtp | 7.00 | - | 3.00 | - | - | 10.00 |" in cpu
+
+
+def test_only_what_stands_between_the_markers_is_replaced() -> None:
+    assert replaced(f"a\n{BEGIN}\nold\n{END}\nz\n", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nz\n"
+    for page in (f"{END}{BEGIN}", BEGIN, "", f"{BEGIN}{BEGIN}{END}"):
+        with pytest.raises(ValueError, match="needs one"):
+            replaced(page, "new")
+
+
+def test_the_page_can_be_written() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+    assert replaced(page.read_text(), "new")
+
+
+def test_seconds_go_to_the_group_that_spent_them() -> None:
+    table = {
+        1: Process(1, 0, "init", 100, 100),
+        10: Process(10, 1, "python -m mm4 sandbox --config x", 1, 0),
+        11: Process(11, 10, "/usr/lib/postfix/sbin/master -c x", 2, 3),
+        12: Process(12, 11, "smtpd -n 127.0.0.1:1 -t inet", 4, 0),
+        20: Process(20, 10, "python -m mm4 serve --config x", 1, 0),
+        21: Process(21, 20, "python -m mm4.postfix.worker 5", 7, 0),
+        22: Process(22, 20, "python -m mm4.postfix.answerer 5 6", 8, 9),
+        23: Process(23, 22, "smtpd -S", 1, 2),
+        30: Process(30, 1, "smtp-sink", 5, 0),
+        31: Process(31, 1, "somebody else", 50, 50),
+    }
+    assert spent(table, 10, (30,)) == {
+        "Postfix": 9.0, "milter workers": 9.0, "responder": 8.0, "sendmail": 12.0, "client and sinks": 5.0,
+    }  # fmt: skip
+    assert spent(table, 11)["Postfix"] == 9.0
+
+
+def test_l_is_the_reference_postfix_without_milter_and_filter() -> None:
+    with_it = reference("gateway/master.cf")
+    without = without_milter(with_it)
+    gone = set(with_it.splitlines()) - set(without.splitlines())
+    assert sorted(line.split("=")[0].strip() for line in gone) == ["-o smtpd_command_filter", "-o { smtpd_milters"]
+    with pytest.raises(ValueError, match="expected 2"):
+        without_milter(without)
+
+
+@pytest.mark.parametrize("size", [4, 40, 400])
+def test_every_request_is_a_valid_req_of_its_size_with_ids_of_its_own(size: int) -> None:
+    items = requests(size, 3, "x", local=False)
+    assert all(abs(len(item.head) + len(item.rest) - size * 1000) < 200 for item in items)
+    pdus = [read(split(item.head + item.rest)[0]) for item in items]
+    assert all(pdu.valid and pdu.ack_request for pdu in pdus)
+    for name in ("transaction_id", "message_id"):
+        assert len({pdu.get(name) for pdu in pdus}) == 3
+
+
+@pytest.mark.parametrize("wrong", ["--sizes=x", "--sizes=1", "--rounds=0", "--messages=0", "--sessions=0"])
+def test_a_wrong_option_ends_with_2(wrong: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        arguments([wrong])
+    assert end.value.code == 2
