@@ -370,7 +370,7 @@ def test_two_megabytes_of_headers_are_too_many(header: Header) -> None:
 
 
 def test_long_addresses_are_not_kept() -> None:
-    before = address._parse_kept.cache_info().currsize
+    address._parse_kept.cache_clear()
     for i in range(50):
         parse_address(f"{i:07d}" + "x" * 1000)
-    assert address._parse_kept.cache_info().currsize == before
+    assert address._parse_kept.cache_info().currsize == 0

@@ -37,6 +37,9 @@ _COMMANDS = {
 }
 
 
+_HELP = ["-h", "--help"]
+
+
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -46,6 +49,8 @@ class _Lazy(click.Group):
             return None
         module = importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
+        # Its own, not only the group's: a command keeps the help option of its first call, whoever made that.
+        command.context_settings.setdefault("help_option_names", _HELP)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -61,7 +66,7 @@ def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Lazy, context_settings={"help_option_names": _HELP, "max_content_width": 110})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
               help="Versions of mm4, Python, Postfix and libmilter.")  # fmt: skip
 def main() -> None:

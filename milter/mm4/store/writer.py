@@ -155,14 +155,15 @@ class Writer:
         """Run the group; gives a result or an exception for each."""
         if len(group) == 1:
             return [group[0].operation(connection)]
-        # One savepoint for all is the cheap way; one for each is taken only after a failure.
-        together = connection.begin_nested()
+        # One savepoint for all is the cheap way; one for each is taken only after a failure. As plain SQL, because
+        # begin_nested() has a new name, hence a new statement to compile, for every group.
+        connection.exec_driver_sql("SAVEPOINT together")
         try:
             results = [work.operation(connection) for work in group]
-            together.commit()
+            connection.exec_driver_sql("RELEASE SAVEPOINT together")
             return results
         except Exception:
-            together.rollback()
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT together")
         return [self._alone(connection, work) for work in group]
 
     def _alone(self, connection: Connection, work: _Work) -> Any:
