@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "mm4",
-    max_examples=int(os.environ.get("MM4_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("MM4_EXAMPLES", "40")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

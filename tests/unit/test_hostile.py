@@ -318,7 +318,7 @@ MEMBERS = [b"+4477009%05d/TYPE=PLMN", b"0151%08d", b"user%d@mail.example", b"%d"
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("lines", [1, 30, 5000])
+@pytest.mark.parametrize("lines", [1, 30, 2000])
 def test_two_megabytes_of_recipients_are_refused_in_little_time(member: bytes, lines: int) -> None:
     count = MAX_HEADER_BYTES // (len(member) + 4) // lines
     to = [Header("To", b",".join(member % (i * 7 + n) for i in range(count))) for n in range(lines)]

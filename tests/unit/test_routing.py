@@ -230,6 +230,7 @@ def test_the_private_names_are_nobodys(rcpt: str) -> None:
 
 
 def test_private_names_are_known_and_taken_off_again() -> None:
+    assert all(is_private(f"x@{name}") for name in ("mm4.invalid", "MM4.Invalid", "a.b.mm4.invalid", "mm4.invalid."))
     assert not is_private("x@mms.gw.example")
     assert not is_private("x@notmm4.invalid")
     assert strip_via(via("+1234567@mms.a.example", "a-1")) == "+1234567@mms.a.example"

@@ -23,12 +23,14 @@ __all__ = ["Dialect", "Field", "PduRow", "Status", "TypeRow", "builtin", "builti
 # libyaml's loader, where PyYAML has it: the tables are read at every start.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_OTHERS = re.compile(r"[^0-9a-z]")
+
 PRESENCES = ("mandatory", "conditional", "optional")
 
 
 def squash(text: str) -> str:
     """Letters and digits in lower case: how enumerated values are compared (`Error- service-denied`, `OK`)."""
-    return re.sub(r"[^0-9a-z]", "", text.lower())
+    return _OTHERS.sub("", text.lower())
 
 
 @dataclass(frozen=True, slots=True)

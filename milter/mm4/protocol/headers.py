@@ -39,7 +39,9 @@ class Header:
 
 def unfold(value: bytes) -> bytes:
     """The value in one line, without blanks around it (RFC 5322 2.2.3)."""
-    return _FOLD.sub(b"", value).strip(b" \t\r\n")
+    if b"\n" in value or b"\r" in value:
+        value = _FOLD.sub(b"", value)
+    return value.strip(b" \t\r\n")
 
 
 def split(message: bytes) -> tuple[list[Header], bytes, list[int]]:
