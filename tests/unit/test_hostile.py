@@ -374,3 +374,13 @@ def test_long_addresses_are_not_kept() -> None:
     for i in range(50):
         parse_address(f"{i:07d}" + "x" * 1000)
     assert address._parse_kept.cache_info().currsize == 0
+
+
+def test_a_res_counts_though_an_optional_line_of_it_is_unreadable() -> None:
+    message = (
+        b"From: <>\r\nX-Mms-3GPP-MMS-Version: 5.5.0\r\nX-Mms-Message-Type: MM4_forward.RES\r\n"
+        b"X-Mms-Transaction-ID: t\r\nX-Mms-Message-ID: m\r\nX-Mms-Request-Status-Code: Ok\r\n\r\n"
+    )
+    pdu = read_message(message)
+    assert pdu.valid
+    assert [(p.field, p.severity) for p in pdu.problems] == [("sender", "warning")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from ..gateway.configfile import origins
@@ -23,12 +25,17 @@ def config() -> None:
 def show(config_file: str, as_json: bool) -> int:
     """Every value in force, and where it comes from: a line of the file, or the default."""
     effective, text = read_config(config_file)
-    rows = origins(effective, text, config_file)
+    rows = [(path, _shown(path, value), origin) for path, value, origin in origins(effective, text, config_file)]
     if as_json:
         echo_json({path: {"value": value, "from": origin} for path, value, origin in rows})
         return 0
     echo_rows((path, value, f"({origin})") for path, value, origin in rows)
     return 0
+
+
+def _shown(path: str, value: object) -> object:
+    """A password in the store's URL stays where it is."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(value)) if path == "store" else value
 
 
 @config.command(name="example")

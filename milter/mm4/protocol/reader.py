@@ -152,7 +152,9 @@ class _Reading:
             return
         row = self.dialect.row_of.get((type_name or "", field.name))
         counts = type_name is not None and row is not None
-        strict = counts and not field.lenient
+        # A RES is never answered, and what it has to say stands in its mandatory fields: the rest may be odd.
+        beside_the_point = row is not None and row.presence == "optional" and (type_name or "").endswith(".RES")
+        strict = counts and not field.lenient and not beside_the_point
         if field.kind not in _LISTS:
             self._one_value(field, places, row.source if row else None, counts)
             places = places[:1]
