@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from mm4.postfix.lmtp import Envelope
-from mm4.postfix.responder import Postqueue, Responder, received_ids
+from mm4.postfix.postqueue import Postqueue
+from mm4.postfix.responder import Responder, received_ids
 from mm4.protocol.errors import PostfixError, Reply, StoreError, SubmissionError
 from mm4.protocol.transaction import Answer, Direction, Message, Transaction
 

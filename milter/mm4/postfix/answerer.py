@@ -26,7 +26,8 @@ from .lmtp import LmtpServer
 from .logs import child_log
 from .maildir import Maildir
 from .metrics import Counters
-from .responder import Postqueue, Responder
+from .postqueue import Postqueue
+from .responder import Responder
 from .submit import Submitter
 
 __all__ = ["main"]

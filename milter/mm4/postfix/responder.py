@@ -24,13 +24,13 @@ from typing import Protocol, TypeVar
 from ..gateway.logline import logline
 from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN
 from ..protocol.address import parse_address
-from ..protocol.errors import Mm4Error, PostfixError, Reply, StoreError, SubmissionError
+from ..protocol.errors import Mm4Error, Reply, StoreError, SubmissionError
 from ..protocol.transaction import Message
 from .dsn import Recipient, Report, parse_report
 from .lmtp import Envelope, split_address
 from .maildir import store_in
 
-__all__ = ["ACTIONS", "Counters", "Flush", "Postqueue", "Responder", "Store", "Submitter", "received_ids"]
+__all__ = ["ACTIONS", "Counters", "Flush", "Responder", "Store", "Submitter", "received_ids"]
 
 log = logging.getLogger("mm4.responder")
 
@@ -103,46 +103,6 @@ class Counters(Protocol):
 
 Flush = Callable[[str], Awaitable[None]]
 """Asks Postfix to deliver at once what it has deferred for a domain; raises Mm4Error or OSError."""
-
-
-class Postqueue:
-    """Flushes with `postqueue -s`; Postfix must list the domain in fast_flush_domains.
-
-    `config_directory` None is the system's Postfix. A call raises PostfixError, with what postqueue said,
-    also when it does not end within `timeout` seconds; it is killed then.
-    """
-
-    def __init__(
-        self, config_directory: Path | None = None, *, program: str = "postqueue", timeout: float = 10.0
-    ) -> None:
-        self._command = (program,) if config_directory is None else (program, "-c", str(config_directory))
-        self._timeout = timeout
-
-    async def __call__(self, domain: str) -> None:
-        """Flush one domain."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                "-s",
-                domain,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        except OSError as error:
-            raise PostfixError(f"cannot run {self._command[0]}: {error}") from error
-        try:
-            _out, said = await asyncio.wait_for(process.communicate(), self._timeout)
-        except TimeoutError:
-            raise PostfixError(f"postqueue -s {domain} took more than {self._timeout:g} s") from None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode:
-            text = said.decode("utf-8", "replace").strip()
-            raise PostfixError(f"postqueue -s {domain} ended with {process.returncode}: {text}")
 
 
 def received_ids(data: bytes) -> list[str]:

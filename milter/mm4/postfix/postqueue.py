@@ -1,0 +1,54 @@
+"""Asking Postfix to try at once what waits for one domain (`postqueue -s`), without blocking the event loop.
+
+It fails with PostfixError, also when postqueue hangs: the caller asks again later, and nothing is lost meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from ..protocol.errors import PostfixError
+
+__all__ = ["Postqueue"]
+
+
+class Postqueue:
+    """Flushes with `postqueue -s`; Postfix must list the domain in fast_flush_domains.
+
+    `config_directory` None is the system's Postfix. A call raises PostfixError, with what postqueue said,
+    also when it does not end within `timeout` seconds; it is killed then.
+    """
+
+    def __init__(
+        self, config_directory: Path | None = None, *, program: str = "postqueue", timeout: float = 10.0
+    ) -> None:
+        self._command = (program,) if config_directory is None else (program, "-c", str(config_directory))
+        self._timeout = timeout
+
+    async def __call__(self, domain: str) -> None:
+        """Flush one domain."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                "-s",
+                domain,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise PostfixError(f"cannot run {self._command[0]}: {error}") from error
+        try:
+            _out, said = await asyncio.wait_for(process.communicate(), self._timeout)
+        except TimeoutError:
+            raise PostfixError(f"postqueue -s {domain} took more than {self._timeout:g} s") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if process.returncode:
+            text = said.decode("utf-8", "replace").strip()
+            raise PostfixError(f"postqueue -s {domain} ended with {process.returncode}: {text}")
