@@ -283,7 +283,9 @@ def test_trace_tells_the_whole_life(store: Store) -> None:
         "type": REQ,
         "transaction_id": "t-1",
         "message_id": "m-1",
+        "originator": "+447700900101",
         "recipient": FIRST,
+        "report": None,
         "state": "bounced",
         "status": "Ok",
         "queue_id": "4ABCDE",
@@ -384,3 +386,48 @@ def test_ping_succeeds_and_a_closed_store_fails_at_once(store: Store) -> None:
         store.ping()
     assert time.monotonic() - started < 0.5
     store.close()
+
+
+# -- what a report is compared with
+
+
+def test_an_original_says_who_sent_it_what_he_asked_for_and_from_where_it_came(store: Store) -> None:
+    kept(store, mail(transaction(delivery_report=True), transaction(recipient=SECOND, read_reply=True)))
+    second, first = store.originals("m-1")
+    assert (first.direction, first.peer, first.source, first.originator) == (Direction.IN, "tyntec", "tyntec", SENDER)
+    assert (first.recipient, first.delivery_report, first.read_reply) == (FIRST, True, False)
+    assert (second.recipient, second.delivery_report, second.read_reply) == (SECOND, False, True)
+    assert first.recorded_at == T0
+    assert store.originals("m-2") == ()
+
+
+def test_originals_are_narrowed_by_each_thing_that_is_given(store: Store) -> None:
+    kept(store, mail(transaction(), transaction(recipient=SECOND)))
+    kept(store, outward(transaction(), peer="north"))
+    kept(store, outward(transaction(), peer="north", source="tyntec"))
+    assert len(store.originals("m-1")) == 4
+    assert {o.recipient for o in store.originals("m-1", recipient=SECOND)} == {SECOND}
+    assert {o.peer for o in store.originals("m-1", peer="north")} == {"north"}
+    assert [o.source for o in store.originals("m-1", direction=Direction.OUT)] == ["tyntec", "local"]
+    assert store.originals("m-1", peer="south") == ()
+
+
+def test_a_report_and_what_was_refused_are_no_originals(store: Store) -> None:
+    kept(store, mail(transaction(report="Retrieved"), type="MM4_delivery_report.REQ"))
+    kept(store, mail(transaction(state=State.REFUSED, status="Error-service-denied")))
+    assert store.originals("m-1") == ()
+
+
+def test_of_an_id_used_without_end_the_newest_originals_are_read(store: Store) -> None:
+    numbers = [f"+4477009{n:05}" for n in range(1002)]
+    kept(store, mail(*(transaction(recipient=number) for number in numbers)))
+    found = [original.recipient for original in store.originals("m-1")]
+    assert found == numbers[:1:-1]
+
+
+def test_what_a_report_says_and_where_a_message_came_from_are_kept(store: Store) -> None:
+    message = kept(store, mail(transaction(report="Retrieved"), type="MM4_delivery_report.REQ", source="tyntec"))
+    found = store.message(message.token)
+    assert found == message
+    (traced,) = store.trace("m-1")
+    assert (traced["report"], traced["originator"]) == ("Retrieved", SENDER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -19,9 +21,10 @@ from sqlalchemy import create_engine, inspect
 
 import mm4
 from mm4.protocol.errors import StoreError
+from mm4.protocol.transaction import Direction, Message, Transaction
 from mm4.store import Store
 from mm4.store.database import Database
-from mm4.store.schema import REVISION, REVISIONS, metadata
+from mm4.store.schema import REVISION, REVISIONS, generation, metadata
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mm4.__file__).parent.parent)}
 
@@ -102,6 +105,52 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     for migrate in (True, False):
         with pytest.raises(StoreError, match=r"a\.db: its schema 9999 is newer .* install the newer mm4"):
             Store.open(url(path), migrate=migrate)
+
+
+def test_after_a_rollback_the_version_before_works_on_the_newer_schema(tmp_path: Path) -> None:
+    """As a later revision of this generation would leave it: further columns that may be empty, and its own name."""
+    path = tmp_path / "a.db"
+    Store.open(url(path)).close()
+    later = f"{generation(REVISION)}99"
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE messages ADD COLUMN of_later TEXT")
+        connection.execute("ALTER TABLE transactions ADD COLUMN of_later TEXT")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (later,))
+    for migrate in (True, False):
+        with Store.open(url(path), migrate=migrate) as store:
+            token = secrets.token_hex(16)
+            one = Transaction("t-1", "m-1", "+447700900101", "+447700900102")
+            at = datetime.now(UTC)
+            store.record(Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", at, (one,))).result(5)
+            assert store.message(token) is not None
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (later,)
+
+
+def test_a_store_of_the_first_schema_is_brought_up_with_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = create_engine(url(path))
+    config = Config()
+    config.set_main_option("script_location", "mm4.store:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO messages (token, direction, peer, type, queue_id, host, recorded_at) VALUES "
+            "('t', 'out', 'north', 'MM4_forward.REQ', '4Q', 'mx1', '2026-11-22 10:00:00.000000')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO transactions (token, peer, direction, type, transaction_id, message_id, originator, recipient, "
+            "state, ack_requested, delivery_report, read_reply, updated_at) VALUES ('t', 'north', 'out', "
+            "'MM4_forward.REQ', 't-1', 'm-1', '+447700900101', '+447700900102', 'waiting', 1, 1, 0, "
+            "'2026-11-22 10:00:00.000000')"
+        )
+    engine.dispose()
+    with pytest.raises(StoreError, match="has schema 0001, older than"):
+        Store.open(url(path), migrate=False)
+    with Store.open(url(path)) as store:
+        (original,) = store.originals("m-1")
+    assert (original.source, original.peer, original.delivery_report) == ("local", "north", True)
 
 
 def test_an_interrupted_first_opening_is_taken_up(tmp_path: Path) -> None:

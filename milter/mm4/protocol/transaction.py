@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["Answer", "Direction", "Message", "State", "Transaction"]
+__all__ = ["Answer", "Direction", "Message", "Original", "State", "Transaction"]
 
 
 class Direction(enum.StrEnum):
@@ -38,6 +38,8 @@ class State(enum.StrEnum):
     """Postfix, or the next hop later, could not deliver it."""
     ENDED = "ended"
     """The PDU ended here (a RES) and nothing follows."""
+    SUPPRESSED = "suppressed"
+    """A report that the originator had not asked for: kept here, and sent to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One PDU for one recipient. Ids are unquoted; `recipient` and `originator` are what `Address.key` gives."""
+    """One PDU for one recipient. Ids are unquoted; `recipient` and `originator` are what `Address.key` gives.
+
+    For a report the originator is who reports (the recipient of the message), and the recipient who is told.
+    """
 
     transaction_id: str
     message_id: str
@@ -67,12 +72,39 @@ class Transaction:
     status: str | None = None
     ack_requested: bool = False
     delivery_report: bool = False
+    """Asked for by the originator or by his R/S."""
     read_reply: bool = False
+    report: str | None = None
+    """What a report says: its MM status or read status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A forward.REQ for one recipient that went through here: what a report about it is compared with.
+
+    `peer` is the other end of the transaction and `source` the side it came from, each a peer's name or `local`; the
+    two differ for a message in transit. The flags are what its originator asked for.
+    """
+
+    direction: Direction
+    peer: str
+    source: str
+    transaction_id: str
+    message_id: str
+    originator: str
+    recipient: str
+    state: State
+    delivery_report: bool
+    read_reply: bool
+    recorded_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One mail as the store keeps it. Times are aware datetimes in UTC; `peer` is a peer's name or `local`."""
+    """One mail as the store keeps it. Times are aware datetimes in UTC.
+
+    `peer` is the peer that it came from or goes to, and `source` the side from which it came: a peer's name or `local`.
+    """
 
     token: str
     direction: Direction
@@ -86,3 +118,5 @@ class Message:
     accepted_at: datetime | None = None
     answered_at: datetime | None = None
     answer_queue_id: str | None = None
+    source: str | None = None
+    """None where it follows from the direction: what comes in comes from its peer, what goes out from `local`."""

@@ -13,15 +13,26 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select
 
-from ..protocol.transaction import Answer, Direction, Message, State, Transaction
+from ..protocol.transaction import Answer, Direction, Message, Original, State, Transaction
 from .schema import messages, transactions
 from .writer import Operation
 
-__all__ = ["clean", "load", "load_owed", "recording"]
+__all__ = ["MOST_ORIGINALS", "clean", "load", "load_originals", "load_owed", "recording"]
+
+MOST_ORIGINALS = 1000
+"""Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
 
 _INSERT_MESSAGE = insert(messages)
 _INSERT_TRANSACTIONS = insert(transactions)
 _BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
+_ORIGINALS = (
+    select(transactions, messages.c.source, messages.c.recorded_at)
+    .join(messages, messages.c.token == transactions.c.token)
+    # What was refused went nowhere: nobody can report on it.
+    .where(transactions.c.type == "MM4_forward.REQ", transactions.c.state != State.REFUSED.value)
+    .order_by(transactions.c.id.desc())
+    .limit(MOST_ORIGINALS)
+)
 _OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
 
 
@@ -73,6 +84,7 @@ def _message_row(message: Message) -> dict[str, Any]:
         "answer_type": answer.type if answer else None,
         "answer_status": answer.status if answer else None,
         "answer_text": answer.message if answer else None,
+        "source": message.source,
     }
 
 
@@ -93,6 +105,7 @@ def _transaction_rows(message: Message) -> list[dict[str, Any]]:
             "delivery_report": transaction.delivery_report,
             "read_reply": transaction.read_reply,
             "updated_at": message.recorded_at,
+            "report": transaction.report,
         }
         for transaction in message.transactions
     ]
@@ -121,6 +134,35 @@ def load_owed(connection: Connection, older_than: datetime | None) -> list[Messa
     return [_message(row, children[row.token]) for row in rows]
 
 
+def load_originals(
+    connection: Connection, message_id: str, direction: Direction | None, peer: str | None, recipient: str | None
+) -> tuple[Original, ...]:
+    """Read the forward.REQs with a message id, newest first; what is None does not narrow."""
+    query = _ORIGINALS.where(transactions.c.message_id == message_id)
+    for column, value in (("direction", direction and direction.value), ("peer", peer), ("recipient", recipient)):
+        if value is not None:
+            query = query.where(transactions.c[column] == value)
+    return tuple(_original(row) for row in connection.execute(query))
+
+
+def _original(row: Row[Any]) -> Original:
+    direction = Direction(row.direction)
+    return Original(
+        direction=direction,
+        peer=row.peer,
+        # Rows of the first schema have none: a message in transit cannot be told from our own there.
+        source=row.source or (row.peer if direction is Direction.IN else "local"),
+        transaction_id=row.transaction_id,
+        message_id=row.message_id,
+        originator=row.originator,
+        recipient=row.recipient,
+        state=State(row.state),
+        delivery_report=row.delivery_report,
+        read_reply=row.read_reply,
+        recorded_at=row.recorded_at,
+    )
+
+
 def _message(row: Row[Any], children: Iterable[Row[Any]]) -> Message:
     answer = None
     if row.answer_to is not None:
@@ -134,6 +176,7 @@ def _message(row: Row[Any], children: Iterable[Row[Any]]) -> Message:
         host=row.host,
         recorded_at=row.recorded_at,
         transactions=tuple(_transaction(child) for child in children),
+        source=row.source,
         answer=answer,
         accepted_at=row.accepted_at,
         answered_at=row.answered_at,
@@ -152,4 +195,5 @@ def _transaction(row: Row[Any]) -> Transaction:
         ack_requested=row.ack_requested,
         delivery_report=row.delivery_report,
         read_reply=row.read_reply,
+        report=row.report,
     )

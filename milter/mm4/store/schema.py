@@ -1,8 +1,11 @@
 """The tables of the store, as SQLAlchemy Core, for SQLite and PostgreSQL alike.
 
 The migrations build the same tables step by step; a test holds the two together. A change here needs a new
-revision in `migrations/versions` and its name at the end of `REVISIONS`. Columns are added, not renamed, so
-that the version before can still read the schema after a rollback of the package.
+revision in `migrations/versions` and its name at the end of `REVISIONS`.
+
+A revision's name is two digits of generation and two of number. Within a generation only columns that may be
+empty, tables and indexes are added, so that after a rollback of the package the version before works on the schema
+of the version behind it: it writes what it knows and leaves the rest empty. What breaks that begins a generation.
 """
 
 from __future__ import annotations
@@ -26,11 +29,16 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-__all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "messages", "metadata", "transactions"]
+__all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "generation", "messages", "metadata", "transactions"]
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
+
+
+def generation(revision: str) -> str:
+    """The part of a revision's name that says with whose code it can be used."""
+    return revision[:2]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -83,6 +91,7 @@ messages = Table(
     Column("answer_type", String()),
     Column("answer_status", String()),
     Column("answer_text", LargeBinary()),
+    Column("source", String()),
     Index("ix_messages_queue_id", "queue_id"),
 )
 
@@ -108,6 +117,7 @@ transactions = Table(
     Column("delivery_report", Boolean(), nullable=False),
     Column("read_reply", Boolean(), nullable=False),
     Column("updated_at", UtcDateTime(), nullable=False),
+    Column("report", String()),
     Index("ix_transactions_token", "token"),
     Index("ix_transactions_message_id", "message_id"),
     # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Engine, func, select, text
 
 from ..protocol.errors import StoreError
-from ..protocol.transaction import Message
+from ..protocol.transaction import Direction, Message, Original
 from . import records, transitions
 from .database import Database
 from .records import clean
@@ -187,6 +187,24 @@ class Store:
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""
         return self._read(lambda connection: records.load(connection, clean(token)))
+
+    def originals(
+        self,
+        message_id: str,
+        *,
+        direction: Direction | None = None,
+        peer: str | None = None,
+        recipient: str | None = None,
+    ) -> tuple[Original, ...]:
+        """Read the forward.REQs with this message id (unquoted) that were not refused, one a recipient, newest first.
+
+        At most `records.MOST_ORIGINALS`. `recipient` is an `Address.key`; what is None does not narrow.
+        """
+        return self._read(
+            lambda connection: records.load_originals(
+                connection, clean(message_id), direction, peer, None if recipient is None else clean(recipient)
+            )
+        )
 
     def owed(self, older_than: datetime | None = None) -> list[Message]:
         """Read the messages whose answer is not out yet, oldest first; `older_than`: recorded before it."""

@@ -1,4 +1,4 @@
-"""Brings the schema to the revision that this code knows, and refuses one that it does not know.
+"""Brings the schema to the revision that this code knows; a newer one of the same generation it uses as it is.
 
 Opening a store is part of every start, so where nothing is to do it costs one query; Alembic is imported
 only where something is. Several processes may open a new file at once: the first takes the write lock and
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
 from ..protocol.errors import StoreError
 from .database import Database
-from .schema import REVISION, REVISIONS
+from .schema import REVISION, REVISIONS, generation
 
 __all__ = ["prepare"]
 
@@ -26,15 +26,14 @@ _ADVISORY_LOCK = 0x6D6D34  # "mm4"; the same number in every process, and nobody
 def prepare(database: Database, readers: Engine, migrate: bool) -> None:
     """Make sure that the schema is ours; with `migrate`, create it or bring it up to date.
 
-    Raises StoreError where it is missing or old and may not be changed, newer than this code, or where the
-    database belongs to something else.
+    Raises StoreError where it is missing or old and may not be changed, of a newer generation than this code, or
+    where the database belongs to something else.
     """
     there = database.check(create=migrate)
     if there:
         found = _quick_revision(database, readers)
-        if found == REVISION:
+        if _usable(database, found):
             return
-        _refuse_unknown(database, found)
         if not migrate:
             state = "has no schema" if found is None else f"has schema {found}, older than {REVISION}"
             raise StoreError(f"store {database}: {state}; start mm4 serve once, it brings the store up to date")
@@ -58,12 +57,16 @@ def _quick_revision(database: Database, readers: Engine) -> str | None:
         raise database.failure(error) from error
 
 
-def _refuse_unknown(database: Database, found: str | None) -> None:
-    if found is not None and found not in REVISIONS:
+def _usable(database: Database, found: str | None) -> bool:
+    """Whether the schema is ours, or was brought further by a newer mm4 of this generation (see `schema`)."""
+    if found is None or found in REVISIONS:
+        return found == REVISION
+    if generation(found) != generation(REVISION):
         raise StoreError(
             f"store {database}: its schema {found} is newer than this mm4, which knows {REVISION}; "
             "install the newer mm4 again, or restore a backup from before the upgrade"
         )
+    return True
 
 
 def _upgrade(database: Database) -> None:
@@ -89,9 +92,8 @@ def _upgrade(database: Database) -> None:
 def _migrate(database: Database, connection: Connection) -> None:
     tables = inspect(connection).get_table_names()
     found = connection.execute(_VERSION).scalar() if "alembic_version" in tables else None
-    if found == REVISION:
+    if _usable(database, found):
         return
-    _refuse_unknown(database, found)
     if found is None and set(tables) - {"alembic_version"}:
         raise StoreError(
             f"store {database}: holds tables of something else ({', '.join(sorted(tables)[:3])}); "
