@@ -7,8 +7,9 @@ demands and the local side left out is added, and the originator system becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from ..protocol.address import Address, Kind, parse_address, split_list
@@ -30,12 +31,19 @@ __all__ = [
     "outward_edits",
     "outward_sender",
     "replacements",
+    "system_sender",
 ]
 
-COMPLETABLE = frozenset(
-    {"mms_version", "transaction_id", "message_id", "date", "content_type", "sender", "recipients", "originator_system"}
+_OF_REPORTS = frozenset({"mms_version", "transaction_id", "date", "recipients", "originator_system"})
+COMPLETABLE: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "MM4_forward.REQ": _OF_REPORTS | {"message_id", "content_type", "sender"},
+        # Of which message and of whom a report speaks, only its writer knows.
+        "MM4_delivery_report.REQ": _OF_REPORTS,
+        "MM4_read_reply_report.REQ": _OF_REPORTS,
+    }
 )
-"""Fields that the gateway writes for a local message that lacks them."""
+"""Mandatory fields that the gateway writes for a local message that lacks them, by its type."""
 
 
 def commit_recipient(token: str) -> tuple[str, str]:
@@ -61,8 +69,13 @@ def outward_sender(originator: Address | None, local: Local, token: str) -> tupl
     return local.system_address, f"RET=HDRS ENVID={token}"
 
 
+def system_sender(local: Local, peer: Peer, token: str) -> tuple[str, str]:
+    """Envelope sender of a report towards a peer: our system, whose bounces come home, or nobody."""
+    return local.system_address if peer.mail_from == "system" else "", f"RET=HDRS ENVID={token}"
+
+
 def inward_edits(pdu: Pdu) -> list[Edit]:
-    """A forward.REQ on its way to the local side: nobody there shall answer what the gateway answers."""
+    """A REQ on its way to the local side: nobody there shall answer what the gateway answers."""
     if not pdu.ack_request:
         return []
     return [Edit("change", place.name, place.occurrence, "No") for place in pdu.found.get("ack_request", ())]
@@ -71,10 +84,10 @@ def inward_edits(pdu: Pdu) -> list[Edit]:
 def outward_edits(
     pdu: Pdu, source: Dialect, target: Dialect, local: Local, peer: Peer, completed: dict[str, Any]
 ) -> list[Edit]:
-    """A forward.REQ on its way to a peer, read by `source`, written by `target`.
+    """A REQ on its way to a peer, read by `source`, written by `target`.
 
-    `completed` holds typed values for fields that the message lacks. Raises ProtocolError where a line that has
-    to change cannot be written.
+    `completed` holds typed values for fields that the message lacks, or that have to be so whatever it says. Raises
+    ProtocolError where a line that has to change cannot be written.
     """
     edits: list[Edit] = []
     values = dict(completed)
@@ -147,8 +160,12 @@ def completions(
     now: datetime,
 ) -> dict[str, Any]:
     """Typed values for what the peer's dialect demands and the local side left out."""
-    rows = target.pdus[pdu.type or "MM4_forward.REQ"]
-    demanded = {row.field for row in rows if row.presence == "mandatory" or row.complete}
+    kind = pdu.type or "MM4_forward.REQ"
+    demanded = {
+        row.field
+        for row in target.pdus[kind]
+        if row.complete or (row.presence == "mandatory" and row.field in COMPLETABLE[kind])
+    }
     missing = demanded - pdu.values.keys()
     values: dict[str, Any] = {}
     originator = pdu.get("sender")
