@@ -426,6 +426,23 @@ def test_a_broken_res_is_an_smtp_error_and_never_answered(change: dict[str, Any]
     assert watched.reason
 
 
+@pytest.mark.parametrize(
+    ("change", "message_id"),
+    [
+        ({"X_Mms_Message_ID": None}, None),
+        ({"X_Mms_Message_ID": '""'}, None),
+        ({"X_Mms_3GPP_MMS_Version": None}, "m-1@mms.north.example"),
+        ({"X_Mms_3GPP_MMS_Version": "five"}, "m-1@mms.north.example"),
+    ],
+)
+def test_a_res_that_names_its_transaction_and_a_status_is_taken(change: dict[str, Any], message_id: str | None) -> None:
+    """One open-source MMSC's errors carry no message id: refused, they would bounce and the REQ stay unanswered."""
+    seen = answered(**change)
+    assert (seen.verdict.action, seen.verdict.status) == (Action.DISCARD, "Ok")
+    assert seen.verdict.reason, "the log says what is wrong with it"
+    assert seen.gateway.ledger.arrivals[0][2:4] == ("t-1@mms.north.example", message_id)
+
+
 def test_a_res_from_the_local_side_ends_here() -> None:
     seen = answered("local")
     assert (seen.verdict.action, seen.gateway.ledger.arrivals) == (Action.DISCARD, [])

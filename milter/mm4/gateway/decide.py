@@ -43,6 +43,9 @@ UNSUPPORTED = "Error-unsupported-message"
 DENIED = "Error-service-denied"
 NOT_FOUND = "Error-message-not-found"
 
+_SAID_BY_A_RES = frozenset({None, "message_type", "transaction_id", "status_code"})
+"""Fields without which a RES says nothing; None is the header block as a whole."""
+
 _LONGEST_TEXT = 500
 """Characters of a Status-Text that are worth remembering."""
 
@@ -153,9 +156,14 @@ class _Decision:
     # -- what becomes of it
 
     def _answer_received(self) -> Verdict:
-        """A RES ends here and is never answered."""
+        """A RES ends here and is never answered.
+
+        One that says of which transaction it speaks and what became of it is taken, whatever else is wrong with it:
+        refused, it would come home to its sender as a bounce, and its REQ would stay unanswered.
+        """
         pdu = self.pdu
-        if pdu.type is None or pdu.errors:
+        errors = {problem.field for problem in pdu.errors}
+        if pdu.type is None or errors & _SAID_BY_A_RES:
             problem = pdu.errors[0].text if pdu.errors else "unknown type"
             if self.monitor:
                 return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=problem)
@@ -169,11 +177,14 @@ class _Decision:
             self.side.name,
             pdu.type,
             pdu.get("transaction_id"),
-            pdu.get("message_id"),
+            None if "message_id" in errors else pdu.get("message_id"),
             pdu.get("status_code"),
             (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
         )
-        return Verdict(Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, arrival=arrival)
+        reason = pdu.errors[0].text if errors else None
+        return Verdict(
+            Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, reason=reason, arrival=arrival
+        )
 
     def _violation(self, status: str, reason: str) -> Verdict:
         """A REQ that breaks a rule: answered, refused, or let through and logged, as the peer's entry says."""

@@ -7,6 +7,7 @@ demands and the local side left out is added, and the originator system becomes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -33,6 +34,8 @@ __all__ = [
     "replacements",
     "system_sender",
 ]
+
+_INDEXED = re.compile(r"\s*\d+\s*,")  # RFC 4356 2.1.3.2: index, comma, address
 
 _OF_REPORTS = frozenset({"mms_version", "transaction_id", "date", "recipients", "originator_system"})
 COMPLETABLE: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -113,9 +116,10 @@ def _write_field(
     if not places:
         yield Edit("add", field.header, 0, wanted)
         return
+    several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
     if places[0].name.lower() in own:
-        for place in places:
-            new = wanted if wanted is not None else _international(field, place, pdu)
+        for place, line in zip(places, _lines(field, places, pdu, target), strict=True):
+            new = wanted if wanted is not None else _international(field, place, pdu) or line
             if new is not None and new != place.raw.decode("latin-1"):
                 yield Edit("change", _changeable(place).name, place.occurrence, new)
         return
@@ -123,11 +127,22 @@ def _write_field(
     # the peer's name beside it did not count, and would count there.
     for place in (*places, *(p for p in pdu.beside.get(field.name, ()) if p.name.lower() in own)):
         yield Edit("delete", _changeable(place).name, place.occurrence)
-    values_read = [place.raw.decode("latin-1").replace("\t", " ") for place in places]
-    several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
-    for value in values_read if several and wanted is None else [wanted if wanted is not None else values_read[0]]:
+    lines = [line.replace("\t", " ") for line in _lines(field, places, pdu, target)]
+    for value in lines if several and wanted is None else [wanted if wanted is not None else lines[0]]:
         if value:
             yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+
+
+def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -> list[str]:
+    """What the lines of a field say, as they stood; a hop that came without its index gets the one it was read with."""
+    stood = [place.raw.decode("latin-1") for place in places]
+    values = pdu.get(field.name)
+    if field.kind != "indexed_addresses" or not isinstance(values, tuple) or len(values) != len(stood):
+        return stood
+    return [
+        line if _INDEXED.match(line) else write_value(value, field, target)
+        for line, value in zip(stood, values, strict=True)
+    ]
 
 
 def _changeable(place: Found) -> Found:
