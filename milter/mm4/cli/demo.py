@@ -1,6 +1,6 @@
-"""`mm4 demo`: operator A sends an MMS with a picture to operator B, on two private Postfix instances.
+"""`mm4 demo`: operator A sends operator B an MMS, B reports on it; each has a private Postfix.
 
-Every step is looked at from outside: B's Maildir, A's store. One that does not happen ends the demo with exit 1.
+Every step is looked at from outside: both Maildirs, both stores. One that does not happen ends the demo with exit 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,11 @@ __all__ = ["demo"]
 T = TypeVar("T")
 
 SENDER, RECEIVER = "+447700900002", "+491511000001"
+
+_REPORTS = (
+    ("delivery", "Retrieved", "X-Mms-MM-Status-Code"),
+    ("read", "Read", "X-Mms-Read-Status"),
+)
 
 _CONFIG = """\
 local:
@@ -63,7 +69,7 @@ class DemoError(Mm4Error):
 @click.command()
 @click.option("--keep", is_flag=True, help="Keep the folder with both instances' files.")
 def demo(keep: bool) -> int:
-    """Two private Postfix instances with a gateway each, on loopback: A sends B an MMS and gets its RES.
+    """Two private Postfix instances with a gateway each, on loopback: A sends B an MMS, gets its RES and two reports.
 
     Needs root, as Postfix does. No system file is touched.
     """
@@ -99,34 +105,58 @@ def _run(folder: Path, started: float) -> None:
         digest = hashlib.sha256(picture.read_bytes()).hexdigest()
         sent = _mm4(
             "send", "--config", here["config"], "--from", SENDER, "--to", RECEIVER, "--subject", "Grüße aus A",
-            "--text", "A picture for you.", "--attach", str(picture), "--json",
+            "--text", "A picture for you.", "--attach", str(picture), "--delivery-report", "--read-reply", "--json",
         )  # fmt: skip
         message_id = json.loads(sent)["message_id"]
         say(f"A's subscriber {SENDER} sends {RECEIVER} a picture of {picture.stat().st_size} bytes: {message_id}")
 
-        new = Path(there["maildir"]) / RECEIVER.removeprefix("+") / "new"
-        arrived = _wait("the MMS in B's Maildir", lambda: next(iter(new.glob("*")), None) if new.is_dir() else None)
-        received = _image(arrived.read_bytes())
+        (arrived,) = _wait("the MMS in B's Maildir", lambda: _maildir(there, RECEIVER) or None)
+        received = _image(arrived)
         if hashlib.sha256(received).hexdigest() != digest:
             raise DemoError("B's subscriber has another picture than A's sent")
         say(f"B's subscriber {RECEIVER} has it, byte for byte (sha256 {digest[:16]}...)")
 
-        def answered() -> list[dict[str, Any]] | None:
-            found = json.loads(_mm4("trace", "--config", here["config"], "--json", message_id, check=False) or "{}")
-            transactions: list[dict[str, Any]] = found.get("transactions") or []
-            return transactions if transactions and transactions[0]["state"] == "answered" else None
+        def answered(count: int, side: dict[str, Any]) -> list[dict[str, Any]]:
+            """The transactions of the message, once so many of them have their RES: Ok."""
 
-        transactions = _wait("the MM4_forward.RES at A", answered)
-        if transactions[0]["status"] != "Ok":
-            raise DemoError(f"B answered {transactions[0]['status']}")
+            def look() -> list[dict[str, Any]] | None:
+                found = json.loads(_mm4("trace", "--config", side["config"], "--json", message_id, check=False) or "{}")
+                known: list[dict[str, Any]] = found.get("transactions") or []
+                return known if sum(t["state"] == "answered" for t in known) == count else None
+
+            transactions = _wait(f"{count} transactions with their RES", look)
+            for transaction in transactions:
+                if transaction["status"] != "Ok":
+                    raise DemoError(f"{transaction['type']} was answered {transaction['status']}")
+            return transactions
+
+        answered(1, here)
         say("A has B's MM4_forward.RES: Ok")
-        click.echo("\nmm4 trace on A:")
-        print_trace([t | {"message_id": message_id} for t in transactions])
-        theirs = json.loads(_mm4("trace", "--config", there["config"], "--json", message_id))["transactions"]
-        click.echo("mm4 trace on B:")
-        print_trace([t | {"message_id": message_id} for t in theirs])
+        for count, (kind, status, header) in enumerate(_REPORTS, 1):
+            _mm4("report", kind, message_id, "--config", there["config"], "--status", status)
+            told = _wait(f"the {kind} report in A's Maildir", partial(_told, here, count))
+            if email.message_from_bytes(told)[header] != status:
+                raise DemoError(f"A's subscriber has another {kind} report than {status}")
+            answered(count + 1, there)
+            say(f"B's {kind} report reaches A's subscriber: {status}; B has A's RES: Ok")
+        for side, name in ((here, "A"), (there, "B")):
+            click.echo(f"\nmm4 trace on {name}:")
+            print_trace([t | {"message_id": message_id} for t in answered(1 + len(_REPORTS), side)])
     click.echo("")
     say("both stopped; nothing is left")
+
+
+def _maildir(side: dict[str, Any], number: str) -> list[bytes]:
+    """What a subscriber has, in the order in which it came."""
+    new = Path(side["maildir"]) / number.removeprefix("+") / "new"
+    files = sorted(new.glob("*"), key=lambda file: file.stat().st_mtime_ns) if new.is_dir() else []
+    return [file.read_bytes() for file in files]
+
+
+def _told(side: dict[str, Any], count: int) -> bytes | None:
+    """The newest report that A's subscriber has, once there are so many."""
+    reports = _maildir(side, SENDER)
+    return reports[-1] if len(reports) == count else None
 
 
 def _start(
