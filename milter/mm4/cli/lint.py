@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,7 @@ def _mails(name: str) -> Iterator[Mail]:
 def _mails_of(name: str, file: BinaryIO) -> Iterator[Mail]:
     first = file.readline(PIECE)
     if not is_queue_file(first):
-        return mails(itertools.chain([first], iter(lambda: file.readline(PIECE), b"")))
+        return mails(itertools.chain([first], iter(functools.partial(file.readline, PIECE), b"")))
     if name == "-":
         raise UsageError("-: a queue file of Postfix: give its path, or pipe what `postcat -bh FILE` prints of it")
     from ..postfix.postcat import header_of  # noqa: PLC0415 - rarely needed

@@ -83,6 +83,7 @@ class _Header:
 
 
 _BLANK = frozenset({b"\n", b"\r\n", b"\r\r\n"})
+_LONGEST_BLANK = 3
 
 
 def _one(first: bytes, lines: Iterator[bytes]) -> Iterator[Mail]:
@@ -102,12 +103,13 @@ def _mbox(first: bytes, lines: Iterator[bytes]) -> Iterator[Mail]:
     blank, whole = False, first.endswith(b"\n")
     for piece in lines:
         line += whole
-        if whole and blank and piece.startswith(b"From "):
+        if blank and piece.startswith(b"From "):
             yield header.mail()
             number += 1
             header = _Header(line, number)
-        blank = whole and piece in _BLANK
-        whole = piece.endswith(b"\n")
+        # Nearly all lines are a body's, and longer.
+        blank = len(piece) <= _LONGEST_BLANK and whole and piece in _BLANK
+        whole = piece[-1:] == b"\n"
         if not header.complete:
             header.add(piece)
     yield header.mail()
