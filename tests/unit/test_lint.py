@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from fake import req
 from mm4.cli.main import run
 from mm4.protocol.advice import ADVICE
-from mm4.protocol.dialect import builtin_names
+from mm4.protocol.dialect import builtin, builtin_names
 from mm4.protocol.headers import MAX_HEADER_BYTES
 from mm4.protocol.mailfile import PIECE, mails
 from mm4.protocol.pdu import Problem
@@ -256,7 +257,8 @@ ADVISED: list[tuple[dict[str, Any], int, str]] = [
     ({"X_Mms_Message_Type": "MM4_forward.RES", "X_Mms_Request_Status_Code": "Ok", "X_Mms_Transaction_ID": "001"}, 8,
      'send the REQ with X-Mms-Transaction-ID: "<id>"'),
     ({"Content_Type": "multipart/related"}, 5, 'Content-Type: multipart/related; boundary="<boundary>"'),
-    ({"Content_Type": 'multipart/mixed; Boundary="a?b"'}, 5, 'Content-Type: multipart/mixed; boundary="----=_Part_1"'),
+    ({"Content_Type": 'multipart/related; Boundary="a?b";\r\n\tstart="<smil>"'}, 5,
+     'Content-Type: multipart/related;\tstart="<smil>"; boundary="----=_Part_1"'),
 ]  # fmt: skip
 
 
@@ -269,7 +271,7 @@ def test_what_breaks_no_row_and_yet_goes_wrong_is_advised(
     (advice,) = found["advice"]
     assert (found["valid"], found["problems"]) == (True, [])
     assert (advice["severity"], advice["line"], advice["mend"]) == ("warning", line, mend)
-    assert f"  mend     {mend}" in lint(path).out
+    assert f"  mend     {mend}".replace("\t", "\N{REPLACEMENT CHARACTER}") in lint(path).out
 
 
 def test_every_row_of_advice_is_given_by_one_of_these_messages() -> None:
@@ -537,15 +539,28 @@ def test_the_dialect_in_which_a_message_is_right_stands_first(lint: Lint) -> Non
     by_name = {row.split()[0]: row for row in rows}
     assert "0 errors, 0 warnings" in by_name["3gpp"]
     assert "1 error, 3 warnings" in by_name["tyntec"]
-    assert block(done.out, "error")[1].split()[0] == "by"
-    assert "tyntec" in block(done.out, "error")[1]
+    missing = block(done.out, "error    Content-Type is mandatory")
+    assert missing[1].split()[0] == "by"
+    assert "tyntec" in missing[1]
+    assert "3gpp" not in missing[1]
 
 
 def test_what_all_dialects_say_alike_stands_once(lint: Lint) -> None:
     done = lint("--dialect", "all", BAD)
-    found = block(done.out, "error")
+    found = block(done.out, "error    X-Mms-Transaction-ID is mandatory")
     assert not any(line.startswith("by ") for line in found)
     assert all(f"1 invalid by {name}" in lint("--dialect", "all", BAD, GOOD).out for name in builtin_names())
+
+
+def test_dialects_that_mend_it_in_other_ways_are_named(
+    lint: Lint, file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = replace(builtin("3gpp"), name="bare", ids="bare")
+    monkeypatch.setattr("mm4.cli.lint._dialects", lambda _: [builtin("3gpp"), builtin("tyntec"), bare])
+    found = block(lint("--dialect", "all", file(NO_ID)).out, "error    X-Mms-Transaction-ID is mandatory")
+    assert [line for line in found if line.startswith("mend")] == [
+        'mend     add X-Mms-Transaction-ID: "<id>" (by 3gpp, tyntec)', "mend     add X-Mms-Transaction-ID: <id> (by bare)",
+    ]  # fmt: skip
 
 
 def test_an_unknown_dialect_names_those_that_there_are(lint: Lint) -> None:

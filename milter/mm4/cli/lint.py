@@ -153,8 +153,8 @@ def _report(name: str, mail: Mail, pdus: Sequence[Pdu]) -> list[str]:
     else:
         lines = [f"{where}: {kind}", *_table(pdus)]
     blocks = _blocks(pdus)
-    for label, problem, names in blocks:
-        lines += ["", *_block(label, problem, names if len(names) < len(pdus) else ())]
+    for label, told_by in blocks:
+        lines += ["", *_block(label, told_by, len(pdus))]
     return [*lines, ""] if blocks else lines
 
 
@@ -180,9 +180,13 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _blocks(pdus: Sequence[Pdu]) -> list[tuple[str, Problem, list[str]]]:
-    """Label, problem, and the dialects that have it; what several dialects say alike stands once."""
-    found: dict[tuple[object, ...], tuple[str, Problem, list[str]]] = {}
+_Told = list[tuple[str, Problem]]
+"""One problem as several dialects tell it: the name of each, and its words."""
+
+
+def _blocks(pdus: Sequence[Pdu]) -> list[tuple[str, _Told]]:
+    """Label and problem; what several dialects say alike stands once."""
+    found: dict[tuple[object, ...], tuple[str, _Told]] = {}
     parts: tuple[tuple[Callable[[Pdu], Sequence[Problem]], str | None], ...] = (
         (lambda pdu: pdu.errors, None),
         (lambda pdu: [p for p in pdu.problems if p.severity != Severity.ERROR], None),
@@ -191,21 +195,26 @@ def _blocks(pdus: Sequence[Pdu]) -> list[tuple[str, Problem, list[str]]]:
     for part, label in parts:
         for pdu in pdus:
             for problem in part(pdu):
-                key = (label, problem.severity, problem.rule, problem.field, problem.line, problem.text, problem.mend)
-                found.setdefault(key, (label or problem.severity, problem, []))[2].append(pdu.dialect)
+                key = (label, problem.severity, problem.rule, problem.field, problem.line, problem.text)
+                found.setdefault(key, (label or problem.severity, []))[1].append((pdu.dialect, problem))
     return list(found.values())
 
 
-def _block(label: str, problem: Problem, dialects: Sequence[str]) -> Iterator[str]:
+def _block(label: str, told: _Told, dialects: int) -> Iterator[str]:
     """What is wrong, the line, what is asked, what mends it, and where that is written."""
+    problem = told[0][1]
     header = problem.header
     text = problem.text if header is None or problem.text.startswith(header) else f"{header}: {problem.text}"
+    names = list(dict.fromkeys(name for name, _ in told))
+    mends: dict[str | None, list[str]] = {}
+    for name, one in told:
+        mends.setdefault(one.mend, []).append(name)
     rows = (
         (label, text),
-        ("by", ", ".join(dict.fromkeys(dialects))),
+        ("by", ", ".join(names) if len(names) < dialects else None),
         (f"line {problem.line}" if problem.line else "found", problem.found),
         ("asks", problem.asks),
-        ("mend", problem.mend),
+        *(("mend", f"{mend} (by {', '.join(by)})" if len(mends) > 1 else mend) for mend, by in mends.items()),
         ("source", problem.source),
     )
     width = max(7, *(len(name) for name, value in rows if value))

@@ -28,7 +28,7 @@ class Advice:
     """One row: of which PDUs (end of the type), about which field, when, and in words.
 
     `shows` is the field whose line is shown. `mend` and `asks` are templates: {header} is the field's header,
-    {value} its value, {domain} the sender's domain, {sender} the originator without domain.
+    {value} its value, {media} the content type but for its boundary, {domain} the sender's domain, {sender} the originator without domain.
     """
 
     rule: str
@@ -53,6 +53,7 @@ class Advice:
         known = {
             "header": field.header,
             "value": value.local_part() if isinstance(value, Address) else str(value).strip("<>"),
+            "media": _BOUNDARY.sub("", pdu.raw("content_type") or "").rstrip("; \t"),
             "domain": domain_of(pdu) or DOMAIN,
             "sender": sender.local_part() if isinstance(sender, Address) else "+<number>/TYPE=PLMN",
         }
@@ -158,13 +159,13 @@ ADVICE: tuple[Advice, ...] = (
         "content", "forward.REQ", "content_type", "content_type",
         lambda pdu: _boundary(pdu) == "",
         "a multipart without boundary: its parts cannot be told apart, and the message arrives empty",
-        "a boundary parameter", '{header}: {value}; boundary="<boundary>"', "RFC 2046 5.1.1",
+        "a boundary parameter", '{header}: {media}; boundary="<boundary>"', "RFC 2046 5.1.1",
     ),
     Advice(
         "content", "forward.REQ", "content_type", "content_type",
         lambda pdu: bool(boundary := _boundary(pdu) or "") and not _PLAIN_BOUNDARY.match(boundary),
         "a boundary with unusual characters: one operator's MMSC could not take such a message apart",
-        "a boundary of at most 70 letters, digits, _ . = and -", '{header}: {value}; boundary="----=_Part_1"',
+        "a boundary of at most 70 letters, digits, _ . = and -", '{header}: {media}; boundary="----=_Part_1"',
         "RFC 2046 5.1.1 allows more; seen by NowSMS",
     ),
 )  # fmt: skip

@@ -94,7 +94,9 @@ def explained(
     return replace(
         pdu,
         problems=tuple(_Case(problem, pdu, dialect, region, numbers).explained() for problem in pdu.problems),
-        advice=tuple(replace(p, line=_line(p.place, numbers), found=_shown(p.place)) for p in advice),
+        advice=tuple(
+            replace(p, line=_line(p.place, numbers), found=_shown(p.place), mend=_cut(p.mend or "")) for p in advice
+        ),
     )
 
 
