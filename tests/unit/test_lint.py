@@ -258,7 +258,7 @@ ADVISED: list[tuple[dict[str, Any], int, str]] = [
      'send the REQ with X-Mms-Transaction-ID: "<id>"'),
     ({"Content_Type": "multipart/related"}, 5, 'Content-Type: multipart/related; boundary="<boundary>"'),
     ({"Content_Type": 'multipart/related; Boundary="a?b";\r\n\tstart="<smil>"'}, 5,
-     'Content-Type: multipart/related;\tstart="<smil>"; boundary="----=_Part_1"'),
+     'Content-Type: multipart/related; start="<smil>"; boundary="----=_Part_1"'),
 ]  # fmt: skip
 
 
@@ -271,7 +271,9 @@ def test_what_breaks_no_row_and_yet_goes_wrong_is_advised(
     (advice,) = found["advice"]
     assert (found["valid"], found["problems"]) == (True, [])
     assert (advice["severity"], advice["line"], advice["mend"]) == ("warning", line, mend)
-    assert f"  mend     {mend}".replace("\t", "\N{REPLACEMENT CHARACTER}") in lint(path).out
+    out = lint(path).out
+    assert f"  mend     {mend}" in out
+    assert "\N{REPLACEMENT CHARACTER}" not in out
 
 
 def test_every_row_of_advice_is_given_by_one_of_these_messages() -> None:

@@ -221,4 +221,6 @@ def _block(label: str, told: _Told, dialects: int) -> Iterator[str]:
     for name, value in rows:
         if value:
             colour = _COLOURS.get(name) if name == label else None
-            yield f"  {click.style(f'{name:{width}}', fg=colour) if colour else f'{name:{width}}'}  {printable(value)}"
+            shown = click.style(f"{name:{width}}", fg=colour) if colour else f"{name:{width}}"
+            # A tab is what many fold with.
+            yield f"  {shown}  {printable(value.expandtabs(1))}"

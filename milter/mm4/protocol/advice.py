@@ -28,7 +28,8 @@ class Advice:
     """One row: of which PDUs (end of the type), about which field, when, and in words.
 
     `shows` is the field whose line is shown. `mend` and `asks` are templates: {header} is the field's header,
-    {value} its value, {media} the content type but for its boundary, {domain} the sender's domain, {sender} the originator without domain.
+    {value} its value, {media} the content type but for its boundary, {domain} the sender's domain, {sender} the
+    originator without domain.
     """
 
     rule: str
@@ -53,7 +54,7 @@ class Advice:
         known = {
             "header": field.header,
             "value": value.local_part() if isinstance(value, Address) else str(value).strip("<>"),
-            "media": _BOUNDARY.sub("", pdu.raw("content_type") or "").rstrip("; \t"),
+            "media": _BOUNDARY.sub("", pdu.raw("content_type") or "").rstrip("; \t").replace("\t", " "),
             "domain": domain_of(pdu) or DOMAIN,
             "sender": sender.local_part() if isinstance(sender, Address) else "+<number>/TYPE=PLMN",
         }
