@@ -26,6 +26,7 @@ test-fast: setup
 
 bench: setup
 	$(VENV)/python tests/bench/run.py
+	$(VENV)/python tests/bench/lint.py
 
 # Layout is by hand: `ruff format` would take tables and long reasons apart.
 lint: setup

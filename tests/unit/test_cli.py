@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -235,35 +234,7 @@ def test_the_example_is_the_file_in_docs(mm4: Mm4) -> None:
     assert (done.code, done.out) == (0, (CORPUS.parents[1] / "docs" / "mm4.yaml").read_text())
 
 
-# -- lint
-
-
-def test_lint_says_what_is_broken_and_where_that_is_written(mm4: Mm4) -> None:
-    done = mm4("lint", BAD, GOOD)
-    assert done.code == 1
-    assert f"{BAD}: MM4_forward.REQ: invalid, a RES would say Error-message-format-corrupt" in done.out
-    assert "error X-Mms-Transaction-ID: X-Mms-Transaction-ID is mandatory in MM4_forward.REQ [TS 23.140 8.4.4]" in done.out
-    assert f"{GOOD}: MM4_forward.REQ: valid, a RES would say Ok" in done.out
-    assert mm4("lint", GOOD).code == 0
-
-
-def test_lint_json_has_the_keys_of_the_design(mm4: Mm4) -> None:
-    found = mm4("lint", "--json", BAD).json
-    assert list(found) == ["file", "type", "dialect", "valid", "status", "problems", "fields"]
-    (problem,) = found["problems"]
-    assert {"field", "header", "severity", "rule", "text"} <= set(problem)
-    assert list(found["fields"]) == [
-        "mms_version", "transaction_id", "message_id", "sender", "recipients", "originator_system", "ack_request",
-        "delivery_report", "read_reply", "message_class", "priority", "sender_visibility", "date", "expiry", "subject",
-        "forward_counter", "previously_sent", "content_type", "status_code", "status_text", "request_recipients",
-        "mm_status", "read_status",
-    ]  # fmt: skip
-
-
-def test_lint_reads_standard_input() -> None:
-    done = process("lint", "--json", "-", input=GOOD.read_bytes())
-    assert (done.returncode, json.loads(done.stdout)["file"]) == (0, "-")
-    assert process("lint", "-", stdin=subprocess.DEVNULL).returncode == 1
+# -- files
 
 
 @pytest.mark.parametrize(("name", "what"), [("missing", "No such file or directory"), ("", "Is a directory")])
@@ -271,33 +242,9 @@ def test_a_file_that_cannot_be_read_is_2(mm4: Mm4, tmp_path: Path, config: str, 
     path = tmp_path / name
     explain = ("explain", path, "--config", config, "--client", "127.0.0.1", "--mail-from", "", "--rcpt", "+447700900101")
     attach = ("send", "--config", config, "--from", "+491511000001", "--to", "+447700900101", "--attach", path)
-    for arguments in (("lint", path), ("lint", GOOD, path), explain, attach):
+    for arguments in (explain, attach):
         done = mm4(*arguments)
         assert (done.code, done.line) == (2, f"{path}: {what}")
-
-
-def test_a_file_that_fails_while_it_is_read_is_2(mm4: Mm4) -> None:
-    assert mm4("lint", "/proc/self/mem").code == 2
-
-
-def test_bytes_of_any_kind_are_no_fault(mm4: Mm4, tmp_path: Path) -> None:
-    for i, content in enumerate((b"", b"\x00" * 100, secrets.token_bytes(5000), b"\n" * 5000, b"a" * 100_000)):
-        file = tmp_path / f"{i}"
-        file.write_bytes(content)
-        for arguments in (["lint"], ["lint", "--json"]):
-            done = mm4(*arguments, file)
-            assert (done.code, done.err) == (1, "")
-        assert done.json["fields"] == {}
-
-
-def test_what_a_peer_wrote_does_not_steer_the_terminal(mm4: Mm4, tmp_path: Path) -> None:
-    file = tmp_path / "evil.eml"
-    evil = b"\x1b]0;owned\x07\x9b31m\r\x08"
-    lines = req(X_Mms_Transaction_ID=evil, X_Mms_Message_Type=b"MM4_x.REQ" + evil, To=evil, Subject=evil, Date=evil)
-    file.write_bytes(b"".join(n.encode() + b": " + v + b"\n" for n, v in lines))
-    done = mm4("lint", file)
-    assert done.code == 1
-    assert all(c.isprintable() or c == "\n" for c in done.out)
 
 
 # -- route

@@ -23,6 +23,7 @@ from mm4.protocol.address import Kind, parse_address, split_list
 from mm4.protocol.dialect import builtin
 from mm4.protocol.errors import ConfigError
 from mm4.protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header, split, unfold
+from mm4.protocol.mailfile import PIECE, is_queue_file, mails
 from mm4.protocol.pdu import Pdu
 from mm4.protocol.reader import read, read_message
 from mm4.protocol.text import decode_text
@@ -90,6 +91,45 @@ def sound(found: Pdu) -> None:
     for name in ("transaction_id", "message_id"):
         value = found.get(name)
         assert value is None or (1 <= len(value) <= 900 and all(32 <= ord(c) < 127 for c in value))
+
+
+@given(BLOCK, st.sampled_from(["3gpp", "tyntec"]), st.sampled_from([None, "DE"]))
+def test_any_message_is_told_how_to_mend_it(headers: list[Header], dialect: str, region: str | None) -> None:
+    lines = [b"%b: %b" % (h.name.encode(), re.sub(rb"[\r\n]", b" ", h.value)) for h in headers]
+    message = b"\n".join([*lines, b"", b""])
+    found = read_message(message, dialect, region, 1001)
+    sound(found)
+    for problem in (*found.problems, *found.advice):
+        assert problem.mend
+        assert problem.asks
+        assert "\n" not in problem.mend + problem.asks
+        assert len(problem.mend) <= 250
+        assert (problem.line is None) == (problem.found is None) == (problem.place is None)
+        if problem.line is not None and problem.place is not None:
+            assert lines[problem.line - 1001].startswith(problem.place.name.encode() + b":")
+
+
+PARTS = [
+    b"From a\n", b"From ", b"\n", b"\r\n", b"\r", b"a: b\n", b"\x00", b"x" * 100, b"*** ENVELOPE RECORDS q ***\n",
+    b"*** MESSAGE CONTENTS q ***\n", b"*** HEADER EXTRACTED q ***\n", b"*** MESSAGE FILE END q ***\n", b"*** ",
+]  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(PARTS), max_size=30).map(b"".join)))
+def test_any_bytes_are_a_file_of_mails(content: bytes) -> None:
+    assert is_queue_file(content) in (True, False)
+    found = list(mails(re.findall(rb"[^\n]*\n|[^\n]+\Z", content)))
+    assert [m.number for m in found] in ([None], list(range(1, len(found) + 1)))
+    lines = content.split(b"\n")
+    for mail in found:
+        first = mail.header.split(b"\n")[0]
+        assert first in (b"", lines[mail.first_line - 1])
+        sound(read_message(mail.header))
+
+
+def test_an_mbox_of_many_separators_and_one_of_long_lines_take_little_time() -> None:
+    for content in ([b"From a\n", b"\n"] * 100_000, [b"From a\n", *[b"x" * PIECE] * 1000], [b"a: b\n"] * 500_000):
+        assert seconds(lambda content=content: sum(1 for _ in mails(content))) < 5  # type: ignore[misc]
 
 
 @given(st.binary(max_size=300))

@@ -11,7 +11,7 @@ import click
 
 from .main import DEFAULT_CONFIG
 
-__all__ = ["config_option", "echo_json", "echo_rows", "json_option", "store_of"]
+__all__ = ["config_option", "echo_json", "echo_rows", "json_option", "printable", "store_of"]
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,8 +28,13 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON object on one line; in ASCII where the terminal, or a file's name, is no UTF-8."""
+    """One JSON object on one line; in ASCII where the terminal, or a file's name, is no UTF-8.
+
+    Controls that JSON would let pass are written as escapes: a peer wrote the text, and it may be read on a terminal.
+    """
     text = json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        text = json.dumps(value, default=str).replace("\x7f", "\\u007f")
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -41,16 +46,16 @@ def echo_rows(rows: Iterable[Iterable[object]], *, indent: int = 0) -> None:
     """Rows in columns, each as wide as its widest cell; lines are left whole for whoever pipes them on."""
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - slow to load
 
-    table = [[_printable(str(cell)) for cell in row] for row in rows]
+    table = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
         click.echo((" " * indent + "  ".join(cells)).rstrip())
 
 
-def _printable(text: str) -> str:
-    """What a peer wrote must not steer the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text: str) -> str:
+    """The text without whatever in it would steer a terminal: a peer wrote it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def store_of(url: str) -> Any:

@@ -15,12 +15,14 @@ from .address import Address
 __all__ = ["Found", "Pdu", "Problem", "Severity"]
 
 LIST_KINDS = frozenset({"recipients", "request_recipients"})
-FLAGS = ("ack_request", "delivery_report", "read_reply")
+FLAGS = ("ack_request", "delivery_report", "read_reply", "originator_rs_report")
 _JSON_FIELDS = (
     "mms_version", "transaction_id", "message_id", "sender", "recipients", "originator_system", "ack_request",
     "delivery_report", "read_reply", "message_class", "priority", "sender_visibility", "date", "expiry", "subject",
     "forward_counter", "previously_sent", "content_type", "status_code", "status_text", "request_recipients",
-    "mm_status", "read_status",
+    "mm_status", "read_status", "originator_rs_report", "mm_status_extension", "forward_to_originator_ua", "applic_id",
+    "reply_applic_id", "aux_applic_info", "content_class", "drm_content", "adaptation_allowed", "mmsip_address",
+    "forward_route", "return_route",
 )  # fmt: skip
 
 
@@ -33,7 +35,10 @@ class Severity:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that a PDU breaks: the field, the header line's name, the rule, what was found and what is expected."""
+    """One thing that a PDU breaks: the field, the header line's name, the rule, and in words what is wrong.
+
+    The reader says which line it is (`place`). `remedy` adds the rest for people: they stay None in the milter.
+    """
 
     field: str | None
     header: str | None
@@ -43,8 +48,18 @@ class Problem:
     status: str | None = None
     """The request status that a RES would carry for it; None for a warning."""
     source: str | None = None
+    place: Found | None = None
+    """The header line; None where none stands."""
+    line: int | None = None
+    """Number of that line in the file, from 1."""
+    asks: str | None = None
+    """What the row asks."""
+    found: str | None = None
+    """The line as found, unfolded; None where none stands."""
+    mend: str | None = None
+    """How to mend it: mostly the line to write."""
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, Any]:
         """The object under `problems`."""
         return {
             "field": self.field,
@@ -53,6 +68,10 @@ class Problem:
             "rule": self.rule,
             "text": self.text,
             "source": self.source,
+            "line": self.line,
+            "asks": self.asks,
+            "found": self.found,
+            "mend": self.mend,
         }
 
 
@@ -83,6 +102,8 @@ class Pdu:
     beside: Mapping[str, tuple[Found, ...]] = field(default_factory=dict)
     """Lines of a field under other names than the one that counts."""
     problems: tuple[Problem, ...] = ()
+    advice: tuple[Problem, ...] = ()
+    """What breaks no row and yet goes wrong with some peers: warnings, from `read_message` alone."""
 
     def get(self, name: str) -> Any:
         """The value of a field, None where it is absent or unreadable."""
@@ -131,15 +152,20 @@ class Pdu:
             return None
         return self.errors[0].status if self.errors else "Ok"
 
-    def as_json(self, file: str | None = None) -> dict[str, Any]:
-        """The object that `mm4 lint --json` prints (design section 5)."""
+    def as_json(self, file: str | None = None, message: int | None = None) -> dict[str, Any]:
+        """The object that `mm4 lint --json` prints (design section 5).
+
+        `message` is the number of the message in a file that may hold several, from 1; the key stands only then.
+        """
         return {
             "file": file,
+            **({"message": message} if message is not None else {}),
             "type": self.type,
             "dialect": self.dialect,
             "valid": self.valid,
             "status": self.status,
             "problems": [p.as_json() for p in self.problems],
+            "advice": [p.as_json() for p in self.advice],
             "fields": {name: self._json_value(name) for name in _JSON_FIELDS} if self.mm4 else {},
         }
 
@@ -175,4 +201,6 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return {"seconds": int(value.total_seconds())}
+    if isinstance(value, tuple):
+        return [_plain(member) for member in value]
     return value

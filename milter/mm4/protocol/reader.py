@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from .dialect import Dialect, Field, builtin, squash
 from .headers import MAX_HEADER_BYTES, MAX_HEADERS, Header, split, unfold
 from .pdu import Found, Pdu, Problem, Severity
+from .remedy import explained
 from .values import MAX_ADDRESSES, READERS, Unreadable, unquote
 
 __all__ = ["read", "read_message"]
@@ -22,10 +23,17 @@ UNSUPPORTED = "Error-unsupported-message"
 _LISTS = frozenset({"addresses", "indexed_addresses", "indexed_dates"})
 
 
-def read_message(message: bytes, dialect: Dialect | str = "3gpp", region: str | None = None) -> Pdu:
-    """A whole mail as a PDU. Never raises for what the bytes hold."""
-    headers, _, _ = split(message)
-    return read(headers, dialect, region)
+def read_message(
+    message: bytes, dialect: Dialect | str = "3gpp", region: str | None = None, first_line: int = 1
+) -> Pdu:
+    """A whole mail as a PDU, its problems with line numbers and remedies, and with advice.
+
+    `first_line` is the number of the mail's first line in its file. Never raises for what the bytes hold.
+    """
+    tables = builtin(dialect) if isinstance(dialect, str) else dialect
+    headers, _, lines = split(message)
+    pdu = read(headers, tables, region)
+    return explained(pdu, tables, region, headers, [first_line - 1 + line for line in lines])
 
 
 def read(headers: Sequence[Header], dialect: Dialect | str = "3gpp", region: str | None = None) -> Pdu:
@@ -125,9 +133,9 @@ class _Reading:
             name, notes = READERS["type"](text, field, self.dialect, self.region)
         except Unreadable as expected:
             what = f"{text[:80]!r} is no MM4 message type; expected {expected}"
-            self._error(field, places[0].name, "type", what, UNSUPPORTED)
+            self._error(field, places[0], "type", what, UNSUPPORTED)
             return None, text
-        self._note(field, places[0].name, notes)
+        self._note(field, places[0], notes)
         self.values["message_type"] = name
         return name, text
 
@@ -141,10 +149,10 @@ class _Reading:
         if not chosen and places:
             first = places[0].name.lower()
             chosen = [p for p in places if p.name.lower() == first]
-            self._warn(field, places[0].name, "name", f"this dialect writes {field.header}")
+            self._warn(field, places[0], "name", f"this dialect writes {field.header}")
         elif chosen and len(places) > len(chosen):
             other = next(p for p in places if p.name.lower() not in own)
-            self._warn(field, other.name, "name", f"stands beside {field.header}, which holds")
+            self._warn(field, other, "name", f"stands beside {field.header}, which holds")
         return tuple(chosen)
 
     def _read_field(self, field: Field, type_name: str | None, places: tuple[Found, ...]) -> None:
@@ -166,13 +174,13 @@ class _Reading:
                 # A bound for the time that one PDU takes; the members of one line are counted exactly.
                 what = f"over {MAX_ADDRESSES} members in {len(places)} lines"
                 if strict:
-                    self._error(field, place.name, "readable", what, CORRUPT, row.source if row else None)
+                    self._error(field, place, "readable", what, CORRUPT, row.source if row else None)
                 else:
-                    self._warn(field, place.name, "readable", what)
+                    self._warn(field, place, "readable", what)
                 break
             members += 1 + text.count(",") + text.count(";")
             if not text and field.kind not in ("text", "id"):
-                self._warn(field, place.name, "readable", "stands there without a value; read as absent")
+                self._warn(field, place, "readable", "stands there without a value; read as absent")
                 continue
             try:
                 value, notes = READERS[field.kind](text, field, self.dialect, self.region)
@@ -180,11 +188,11 @@ class _Reading:
                 status = UNRESOLVED if field.name == "sender" else CORRUPT
                 what = f"found {text[:80]!r}; expected {expected}"
                 if strict:
-                    self._error(field, place.name, "readable", what, status, row.source if row else None)
+                    self._error(field, place, "readable", what, status, row.source if row else None)
                 else:
-                    self._warn(field, place.name, "readable", what)
+                    self._warn(field, place, "readable", what)
                 continue
-            self._note(field, place.name, notes)
+            self._note(field, place, notes)
             values.extend(value if field.kind == "addresses" else [value])
         if field.kind in _LISTS:
             if values:
@@ -198,11 +206,11 @@ class _Reading:
         first = unquote(places[0].raw.decode("latin-1"))
         for other in places[1:]:
             if unquote(other.raw.decode("latin-1")) == first:
-                self._warn(field, other.name, "one-value", "stands there twice, with one value")
+                self._warn(field, other, "one-value", "stands there twice, with one value")
             elif field.kind == "text" or not counts:
-                self._warn(field, other.name, "one-value", "stands there with two different values; the first holds")
+                self._warn(field, other, "one-value", "stands there with two different values; the first holds")
             else:
-                self._error(field, other.name, "one-value", "stands there with two different values", CORRUPT, source)
+                self._error(field, other, "one-value", "stands there with two different values", CORRUPT, source)
 
     def _demand_mandatory(self, type_name: str) -> None:
         unreadable = {p.field for p in self.problems if p.severity == Severity.ERROR}
@@ -212,20 +220,21 @@ class _Reading:
             field = self.dialect.fields[row.field]
             self._error(field, None, "mandatory", f"{field.header} is mandatory in {type_name}", CORRUPT, row.source)
 
-    def _error(self, field: Field | None, header: str | None, rule: str, text: str, status: str | None,
+    def _error(self, field: Field | None, place: Found | None, rule: str, text: str, status: str | None,
                source: str | None = None) -> None:  # fmt: skip
-        self._add(field, header, Severity.ERROR, rule, text, status, source)
+        self._add(field, place, Severity.ERROR, rule, text, status, source)
 
-    def _warn(self, field: Field, header: str, rule: str, text: str) -> None:
-        self._add(field, header, Severity.WARNING, rule, text, None, None)
+    def _warn(self, field: Field, place: Found, rule: str, text: str) -> None:
+        self._add(field, place, Severity.WARNING, rule, text, None, None)
 
-    def _note(self, field: Field, header: str, notes: Iterable[str]) -> None:
+    def _note(self, field: Field, place: Found, notes: Iterable[str]) -> None:
         for note in notes:
             rule = "listed" if note.startswith("none of") else "spelling"
-            self._warn(field, header, rule, note)
+            self._warn(field, place, rule, note)
 
-    def _add(self, field: Field | None, header: str | None, severity: str, rule: str, text: str,
+    def _add(self, field: Field | None, place: Found | None, severity: str, rule: str, text: str,
              status: str | None, source: str | None) -> None:  # fmt: skip
+        header = place.name if place else None
         self.problems.append(
             Problem(
                 field.name if field else None,
@@ -235,6 +244,7 @@ class _Reading:
                 text,
                 status,
                 source or (field.source if field else None),
+                place,
             )
         )
 
