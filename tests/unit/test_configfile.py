@@ -12,11 +12,12 @@ import yaml
 from pydantic import BaseModel
 
 from mm4.gateway.config import Config, Peer, parse_next_hop
-from mm4.gateway.configfile import _models, origins, parse_config, place
+from mm4.gateway.configfile import origins, parse_config, place
 from mm4.gateway.example import example
 from mm4.gateway.quantity import parse_duration, parse_size
 from mm4.protocol.dialect import builtin_names
 from mm4.protocol.errors import ConfigError
+from mm4.protocol.located import models
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "/etc/mm4/mm4.yaml"
@@ -125,7 +126,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("  south:", "  local:", 13, "peers.local", "'local' is no peer name"),
     ("  south:", "  123:", 13, "peers.123", "'123' is no peer name"),
     ("  south:", "  a.b:", 13, "peers.a.b", "'a.b' is no peer name"),
-    ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, tyntec"),
+    ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body, tyntec; one of your own is the path of a file that ends in .yaml"),
     ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'verify' or 'secure', found 'always'"),
     ("    max_size", "    on_violation: shrug\n    max_size", 17, "peers.south.on_violation", "expects 'respond', 'reject' or 'monitor', found 'shrug'"),
     ("  numbers: [", "  region: XX\n  numbers: [", 4, "local.region", "'XX' is no ISO 3166 country with a numbering plan, for example DE"),
@@ -341,7 +342,7 @@ def test_the_example_is_the_file_in_docs_and_loads() -> None:
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for info in model.model_fields.values():
-        for inner in _models(info.annotation):
+        for inner in models(info.annotation):
             yield from sections(inner)
 
 
