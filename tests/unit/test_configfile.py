@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import yaml
 from pydantic import BaseModel
 
 from mm4.gateway.config import Config, Peer, parse_next_hop
-from mm4.gateway.configfile import origins, parse_config, place
+from mm4.gateway.configfile import dialect_files, origins, parse_config, place
 from mm4.gateway.example import example
 from mm4.gateway.quantity import parse_duration, parse_size
+from mm4.gateway.routing import Router
+from mm4.postfix.serve import _Supervisor
+from mm4.postfix.settings import read_config
 from mm4.protocol.dialect import builtin_names
-from mm4.protocol.errors import ConfigError
+from mm4.protocol.errors import ConfigError, InternalError
 from mm4.protocol.located import models
 
 REPOSITORY = Path(__file__).parents[2]
@@ -327,6 +332,113 @@ def test_every_value_in_force_has_its_origin() -> None:
     assert rows["routes[1].prefix"] == ("+", "line 21")
     assert rows["folders.state"] == ("/var/lib/mm4", "default")
     assert rows["service.workers"] == (3, "line 22")
+
+
+# -- dialect files
+
+HARBOUR = """\
+name: harbour
+extends: tyntec
+title: An invented operator
+fields:
+  priority: {header: X-Mms-Prio, source: a trace}
+"""
+
+
+def with_dialects(**dialects: str) -> str:
+    """The good file with a dialect line for each peer that is named."""
+    text = GOOD
+    for peer, dialect in dialects.items():
+        text = text.replace(f"  {peer}:\n", f"  {peer}:\n    dialect: {dialect}\n")
+    return text
+
+
+def test_a_dialect_file_is_found_from_the_configurations_folder() -> None:
+    text = with_dialects(north="harbour.yaml", south="/srv/harbour.yml")
+    assert dialect_files(text, NAME) == ["/etc/mm4/harbour.yaml", "/srv/harbour.yml"]
+    assert dialect_files(with_dialects(north="harbour.yaml", south="harbour.yaml"), NAME) == ["/etc/mm4/harbour.yaml"]
+    assert dialect_files(with_dialects(north="tyntec"), NAME) == []
+    assert dialect_files("peers: [1]\n", NAME) == dialect_files("peers: {a: 3}\n", NAME) == dialect_files("3", NAME) == []
+    config = parse_config(text, NAME, dict.fromkeys(dialect_files(text, NAME), HARBOUR))
+    assert config.peers["north"].dialect == "/etc/mm4/harbour.yaml"
+    assert ("peers.north.dialect", "/etc/mm4/harbour.yaml", "line 10") in origins(config, text, NAME)
+    assert dict(config.dialects) == dict.fromkeys(["/etc/mm4/harbour.yaml", "/srv/harbour.yml"], HARBOUR)
+
+
+def test_a_router_has_the_dialects_that_the_configuration_carries() -> None:
+    text = with_dialects(north="harbour.yaml", south="mbuni")
+    path = "/etc/mm4/harbour.yaml"
+    router = Router(parse_config(text, NAME, {path: HARBOUR}))
+    assert {name: dialect.name for name, dialect in router.dialects.items()} == {
+        "3gpp": "3gpp", path: "harbour", "mbuni": "mbuni",
+    }  # fmt: skip
+    assert router.dialects[path].fields["priority"].header == "X-Mms-Prio"
+    with pytest.raises(InternalError, match="the text of this dialect was not handed over"):
+        Router(parse_config(text, NAME))
+
+
+def test_what_is_wrong_with_a_dialect_file_names_its_line_and_the_peer() -> None:
+    text = with_dialects(north="harbour.yaml", south="harbour.yaml").replace("workers: 3", "workers: x")
+    wrong = HARBOUR.replace("X-Mms-Prio", "Received").replace("tyntec", "tynte")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, NAME, {"/etc/mm4/harbour.yaml": wrong})
+    first = f"{NAME}:10: peers.north.dialect: /etc/mm4/harbour.yaml:"
+    assert caught.value.problems == [
+        first + "2: extends: there is no dialect 'tynte'; did you mean tyntec?",
+        first + "5: fields.priority.header: Received is a header of mail itself; a field of MM4 cannot have it",
+        f"{NAME}:24: service.workers: expects a whole number, found 'x'",
+    ]
+
+
+@pytest.mark.parametrize("word", ["all", "harbour.yaml.bak", "3GPP", "''"])
+def test_what_is_neither_built_in_nor_a_file_is_no_dialect(word: str) -> None:
+    (problem,) = problems(with_dialects(north=word))
+    assert problem.startswith(f"{NAME}:10: peers.north.dialect: there is no dialect ")
+
+
+def test_the_files_are_read_with_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "mm4.yaml").write_text(with_dialects(north="d/harbour.yaml"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "harbour.yaml").write_text(HARBOUR)
+    config, text = read_config(tmp_path / "mm4.yaml")
+    path = str(tmp_path / "d" / "harbour.yaml")
+    assert (config.peers["north"].dialect, dict(config.dialects)) == (path, {path: HARBOUR})
+    assert Router(config).dialects[path].name == "harbour"
+    assert text == with_dialects(north="d/harbour.yaml")
+
+
+def test_every_file_that_cannot_be_read_is_told_beside_what_else_is_wrong(tmp_path: Path) -> None:
+    file, latin = tmp_path / "mm4.yaml", tmp_path / "latin.yaml"
+    file.write_text(with_dialects(north="no.yaml", south="latin.yaml").replace("workers: 3", "workers: x"))
+    latin.write_bytes(b"\xe4")
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert caught.value.problems == [
+        f"{file}:10: peers.north.dialect: {tmp_path / 'no.yaml'}: cannot be read: No such file or directory",
+        f"{file}:15: peers.south.dialect: {latin}: is not UTF-8 (byte 0)",
+        f"{file}:24: service.workers: expects a whole number, found 'x'",
+    ]
+
+
+def test_the_daemon_hands_over_the_texts_that_it_checked_and_keeps_them_while_the_file_is_wrong(tmp_path: Path) -> None:
+    file, dialect = tmp_path / "mm4.yaml", tmp_path / "harbour.yaml"
+    file.write_text(with_dialects(north="harbour.yaml"))
+    dialect.write_text(HARBOUR)
+    config, text = read_config(file)
+    supervisor = _Supervisor(str(file), config, text)
+
+    def handed_over() -> str:
+        told: dict[str, Any] = json.loads(json.dumps(supervisor.configuration()))
+        child = parse_config(told["config"], told["name"], told["dialects"])
+        return Router(child).dialects[str(dialect)].fields["priority"].header
+
+    dialect.write_text(HARBOUR.replace("X-Mms-Prio", "Received"))
+    asyncio.run(supervisor._reload())
+    assert handed_over() == "X-Mms-Prio"
+    dialect.write_text(HARBOUR.replace("X-Mms-Prio", "X-Mms-Urgency"))
+    assert handed_over() == "X-Mms-Prio", "a child that starts again gets what was checked"
+    asyncio.run(supervisor._reload())
+    assert handed_over() == "X-Mms-Urgency"
 
 
 # -- documented
