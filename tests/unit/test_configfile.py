@@ -18,6 +18,7 @@ from mm4.gateway.configfile import dialect_files, origins, parse_config, place
 from mm4.gateway.example import example
 from mm4.gateway.quantity import parse_duration, parse_size
 from mm4.gateway.routing import Router
+from mm4.postfix.checks import _peers
 from mm4.postfix.serve import _Supervisor
 from mm4.postfix.settings import read_config
 from mm4.protocol.dialect import builtin_names
@@ -405,6 +406,26 @@ def test_the_files_are_read_with_the_configuration(tmp_path: Path) -> None:
     assert (config.peers["north"].dialect, dict(config.dialects)) == (path, {path: HARBOUR})
     assert Router(config).dialects[path].name == "harbour"
     assert text == with_dialects(north="d/harbour.yaml")
+
+
+def looked_at(**dialects: str) -> list[tuple[str, bool, bool, str]]:
+    """What `mm4 check` says about the peers' dialects, by a configuration whose next hops need no DNS."""
+    text = with_dialects(**dialects).replace("next_hop: mms.south.example", 'next_hop: "[192.0.2.2]:25"')
+    findings = _peers(parse_config(text, NAME, dict.fromkeys(dialect_files(text, NAME), HARBOUR)))
+    return [(f.check, f.ok, f.warning, f.text) for f in findings]
+
+
+def test_the_check_names_a_dialect_file_and_what_postfix_would_add_to_its_res() -> None:
+    assert looked_at(north="3gpp", south="bare-ids") == []
+    assert ("peers.north.dialect", True, False, "/etc/mm4/harbour.yaml: harbour, An invented operator") in looked_at(
+        north="harbour.yaml"
+    )
+    assert looked_at(north="mbuni", south="minimal-res") == [
+        ("peers.north.dialect", False, True,
+         "a RES in the dialect mbuni has no From and no Date, which Postfix's sendmail adds"),
+        ("peers.south.dialect", False, True,
+         "a RES in the dialect minimal-res has no Date, which Postfix's sendmail adds"),
+    ]  # fmt: skip
 
 
 def test_every_file_that_cannot_be_read_is_told_beside_what_else_is_wrong(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fake import req
 from mm4.postfix.settings import read_dialect
@@ -283,6 +288,25 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
     text = text.replace("status_code, presence: mandatory", "status_code, presence: often")
     found = problems(text.replace("transaction_id, presence: mandatory", "transaction_id, presence: optional"))
     assert [problem.split(":")[1] for problem in found] == ["2", "8", "10", "12", "17", "19"]
+
+
+KEYS = ["name", "extends", "title", "version", "ids", "types", "fields", "statuses", "pdus", "MM4_forward.REQ",
+        "MM4_forward.RES", "sender", "transaction_id", "priority", "Ok", "header", "kind", "aliases", "also", "values",
+        "default", "spellings", "strict", "lenient", "form", "source", "written", "answer", "number", "field",
+        "presence", "complete", "x"]  # fmt: skip
+WORDS = [*KEYS, "bare-ids", "quoted", "bare", "mandatory", "5.5.0", "From", "", True, None, 1, 2.5]
+ANYTHING = st.recursive(
+    st.sampled_from(WORDS), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS[:9]), st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=4) | ANYTHING))
+def test_whatever_stands_there_is_a_dialect_or_a_list_of_problems(table: dict[str, Any]) -> None:
+    text = yaml.safe_dump(table)
+    with contextlib.suppress(DialectError):
+        parse_dialect(text, NAME)
+    with contextlib.suppress(DialectError):
+        checked(text, NAME, own=False)
 
 
 # -- what is taken
