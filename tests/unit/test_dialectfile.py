@@ -240,7 +240,7 @@ def test_a_req_always_names_our_system() -> None:
     ]
 
 
-@pytest.mark.parametrize("pdu", ["MM4_forward.REQ", "MM4_forward.RES", "MM4_delivery_report.REQ"])
+@pytest.mark.parametrize("pdu", ["MM4_forward.REQ", "MM4_delivery_report.REQ", "MM4_read_reply_report.REQ"])
 def test_both_ids_stay_mandatory_in_a_message_and_its_report(pdu: str) -> None:
     text = GOOD[: GOOD.index("  MM4_delivery")] + f"  {pdu}:\n    - {{field: message_id, presence: optional, source: x}}\n"
     found = problems(text)
@@ -250,12 +250,12 @@ def test_both_ids_stay_mandatory_in_a_message_and_its_report(pdu: str) -> None:
     )
 
 
-def test_a_res_to_a_report_may_leave_the_message_id_out_but_has_its_place() -> None:
+def test_a_res_may_come_without_the_message_id_but_has_a_place_for_it() -> None:
     parse_dialect(GOOD, NAME)
     text = GOOD.replace("    - {field: message_id, presence: optional, source: a trace}\n", "")
     assert problems(text) == [
         f"{NAME}:14: pdus.MM4_delivery_report.RES: a row for message_id is missing: "
-        "a peer that named the id finds its report by it"
+        "a REQ that named an id is answered with it"
     ]
 
 

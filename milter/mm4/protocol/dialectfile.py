@@ -100,7 +100,6 @@ class Table(BaseModel):
 
 IDS = ("transaction_id", "message_id")
 _REPORT_REQS = ("MM4_delivery_report.REQ", "MM4_read_reply_report.REQ")
-_FORWARD = ("MM4_forward.REQ", "MM4_forward.RES")
 _REQS = ("MM4_forward.REQ", *_REPORT_REQS)
 _RES = ("MM4_forward.RES", "MM4_delivery_report.RES", "MM4_read_reply_report.RES")
 
@@ -108,8 +107,9 @@ _NEEDED: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (_REQS + _RES, "mms_version", "mandatory", "every PDU names its version"),
     (_REQS + _RES, "message_type", "mandatory", "nothing else tells what the mail is"),
     (_REQS + _RES, "transaction_id", "mandatory", "a RES finds its REQ by it"),
-    (_FORWARD + _REPORT_REQS, "message_id", "mandatory", "a report finds its message by it"),
-    (_RES[1:], "message_id", "row", "a peer that named the id finds its report by it"),
+    (_REQS, "message_id", "mandatory", "a report finds its message by it"),
+    # Not mandatory in a RES: the transaction names its REQ, and Mbuni's errors and read report RES have no message id.
+    (_RES, "message_id", "row", "a REQ that named an id is answered with it"),
     (_REQS, "sender", "mandatory", "nobody could be answered or reported about"),
     (_REQS, "recipients", "row", "the gateway writes it"),
     (_REQS, "ack_request", "row", "neither side could ask for a RES"),
