@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,16 @@ import yaml
 from pydantic import BaseModel
 
 from mm4.gateway.config import Config, Peer, parse_next_hop
-from mm4.gateway.configfile import _models, origins, parse_config, place
+from mm4.gateway.configfile import dialect_files, origins, parse_config, place
 from mm4.gateway.example import example
 from mm4.gateway.quantity import parse_duration, parse_size
+from mm4.gateway.routing import Router
+from mm4.postfix.checks import _peers
+from mm4.postfix.serve import _Supervisor
+from mm4.postfix.settings import read_config
 from mm4.protocol.dialect import builtin_names
-from mm4.protocol.errors import ConfigError
+from mm4.protocol.errors import ConfigError, InternalError
+from mm4.protocol.located import models
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "/etc/mm4/mm4.yaml"
@@ -125,7 +132,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("  south:", "  local:", 13, "peers.local", "'local' is no peer name"),
     ("  south:", "  123:", 13, "peers.123", "'123' is no peer name"),
     ("  south:", "  a.b:", 13, "peers.a.b", "'a.b' is no peer name"),
-    ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, tyntec"),
+    ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body, tyntec; one of your own is the path of a file that ends in .yaml"),
     ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'verify' or 'secure', found 'always'"),
     ("    max_size", "    on_violation: shrug\n    max_size", 17, "peers.south.on_violation", "expects 'respond', 'reject' or 'monitor', found 'shrug'"),
     ("  numbers: [", "  region: XX\n  numbers: [", 4, "local.region", "'XX' is no ISO 3166 country with a numbering plan, for example DE"),
@@ -328,6 +335,133 @@ def test_every_value_in_force_has_its_origin() -> None:
     assert rows["service.workers"] == (3, "line 22")
 
 
+# -- dialect files
+
+HARBOUR = """\
+name: harbour
+extends: tyntec
+title: An invented operator
+fields:
+  priority: {header: X-Mms-Prio, source: a trace}
+"""
+
+
+def with_dialects(**dialects: str) -> str:
+    """The good file with a dialect line for each peer that is named."""
+    text = GOOD
+    for peer, dialect in dialects.items():
+        text = text.replace(f"  {peer}:\n", f"  {peer}:\n    dialect: {dialect}\n")
+    return text
+
+
+def test_a_dialect_file_is_found_from_the_configurations_folder() -> None:
+    text = with_dialects(north="harbour.yaml", south="/srv/harbour.yml")
+    assert dialect_files(text, NAME) == ["/etc/mm4/harbour.yaml", "/srv/harbour.yml"]
+    assert dialect_files(with_dialects(north="harbour.yaml", south="harbour.yaml"), NAME) == ["/etc/mm4/harbour.yaml"]
+    assert dialect_files(with_dialects(north="tyntec"), NAME) == []
+    assert dialect_files("peers: [1]\n", NAME) == dialect_files("peers: {a: 3}\n", NAME) == dialect_files("3", NAME) == []
+    config = parse_config(text, NAME, dict.fromkeys(dialect_files(text, NAME), HARBOUR))
+    assert config.peers["north"].dialect == "/etc/mm4/harbour.yaml"
+    assert ("peers.north.dialect", "/etc/mm4/harbour.yaml", "line 10") in origins(config, text, NAME)
+    assert dict(config.dialects) == dict.fromkeys(["/etc/mm4/harbour.yaml", "/srv/harbour.yml"], HARBOUR)
+
+
+def test_a_router_has_the_dialects_that_the_configuration_carries() -> None:
+    text = with_dialects(north="harbour.yaml", south="mbuni")
+    path = "/etc/mm4/harbour.yaml"
+    router = Router(parse_config(text, NAME, {path: HARBOUR}))
+    assert {name: dialect.name for name, dialect in router.dialects.items()} == {
+        "3gpp": "3gpp", path: "harbour", "mbuni": "mbuni",
+    }  # fmt: skip
+    assert router.dialects[path].fields["priority"].header == "X-Mms-Prio"
+    with pytest.raises(InternalError, match="the text of this dialect was not handed over"):
+        Router(parse_config(text, NAME))
+
+
+def test_what_is_wrong_with_a_dialect_file_names_its_line_and_the_peer() -> None:
+    text = with_dialects(north="harbour.yaml", south="harbour.yaml").replace("workers: 3", "workers: x")
+    wrong = HARBOUR.replace("X-Mms-Prio", "Received").replace("tyntec", "tynte")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, NAME, {"/etc/mm4/harbour.yaml": wrong})
+    first = f"{NAME}:10: peers.north.dialect: /etc/mm4/harbour.yaml:"
+    assert caught.value.problems == [
+        first + "2: extends: there is no dialect 'tynte'; did you mean tyntec?",
+        first + "5: fields.priority.header: Received is a header of mail itself; a field of MM4 cannot have it",
+        f"{NAME}:24: service.workers: expects a whole number, found 'x'",
+    ]
+
+
+@pytest.mark.parametrize("word", ["all", "harbour.yaml.bak", "3GPP", "''"])
+def test_what_is_neither_built_in_nor_a_file_is_no_dialect(word: str) -> None:
+    (problem,) = problems(with_dialects(north=word))
+    assert problem.startswith(f"{NAME}:10: peers.north.dialect: there is no dialect ")
+
+
+def test_the_files_are_read_with_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "mm4.yaml").write_text(with_dialects(north="d/harbour.yaml"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "harbour.yaml").write_text(HARBOUR)
+    config, text = read_config(tmp_path / "mm4.yaml")
+    path = str(tmp_path / "d" / "harbour.yaml")
+    assert (config.peers["north"].dialect, dict(config.dialects)) == (path, {path: HARBOUR})
+    assert Router(config).dialects[path].name == "harbour"
+    assert text == with_dialects(north="d/harbour.yaml")
+
+
+def looked_at(**dialects: str) -> list[tuple[str, bool, bool, str]]:
+    """What `mm4 check` says about the peers' dialects, by a configuration whose next hops need no DNS."""
+    text = with_dialects(**dialects).replace("next_hop: mms.south.example", 'next_hop: "[192.0.2.2]:25"')
+    findings = _peers(parse_config(text, NAME, dict.fromkeys(dialect_files(text, NAME), HARBOUR)))
+    return [(f.check, f.ok, f.warning, f.text) for f in findings]
+
+
+def test_the_check_names_a_dialect_file_and_what_postfix_would_add_to_its_res() -> None:
+    assert looked_at(north="3gpp", south="bare-ids") == []
+    assert ("peers.north.dialect", True, False, "/etc/mm4/harbour.yaml: harbour, An invented operator") in looked_at(
+        north="harbour.yaml"
+    )
+    assert looked_at(north="mbuni", south="minimal-res") == [
+        ("peers.north.dialect", False, True,
+         "a RES in the dialect mbuni has no From and no Date, which Postfix's sendmail adds"),
+        ("peers.south.dialect", False, True,
+         "a RES in the dialect minimal-res has no Date, which Postfix's sendmail adds"),
+    ]  # fmt: skip
+
+
+def test_every_file_that_cannot_be_read_is_told_beside_what_else_is_wrong(tmp_path: Path) -> None:
+    file, latin = tmp_path / "mm4.yaml", tmp_path / "latin.yaml"
+    file.write_text(with_dialects(north="no.yaml", south="latin.yaml").replace("workers: 3", "workers: x"))
+    latin.write_bytes(b"\xe4")
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert caught.value.problems == [
+        f"{file}:10: peers.north.dialect: {tmp_path / 'no.yaml'}: cannot be read: No such file or directory",
+        f"{file}:15: peers.south.dialect: {latin}: is not UTF-8 (byte 0)",
+        f"{file}:24: service.workers: expects a whole number, found 'x'",
+    ]
+
+
+def test_the_daemon_hands_over_the_texts_that_it_checked_and_keeps_them_while_the_file_is_wrong(tmp_path: Path) -> None:
+    file, dialect = tmp_path / "mm4.yaml", tmp_path / "harbour.yaml"
+    file.write_text(with_dialects(north="harbour.yaml"))
+    dialect.write_text(HARBOUR)
+    config, text = read_config(file)
+    supervisor = _Supervisor(str(file), config, text)
+
+    def handed_over() -> str:
+        told: dict[str, Any] = json.loads(json.dumps(supervisor.configuration()))
+        child = parse_config(told["config"], told["name"], told["dialects"])
+        return Router(child).dialects[str(dialect)].fields["priority"].header
+
+    dialect.write_text(HARBOUR.replace("X-Mms-Prio", "Received"))
+    asyncio.run(supervisor._reload())
+    assert handed_over() == "X-Mms-Prio"
+    dialect.write_text(HARBOUR.replace("X-Mms-Prio", "X-Mms-Urgency"))
+    assert handed_over() == "X-Mms-Prio", "a child that starts again gets what was checked"
+    asyncio.run(supervisor._reload())
+    assert handed_over() == "X-Mms-Urgency"
+
+
 # -- documented
 
 
@@ -341,7 +475,7 @@ def test_the_example_is_the_file_in_docs_and_loads() -> None:
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for info in model.model_fields.values():
-        for inner in _models(info.annotation):
+        for inner in models(info.annotation):
             yield from sections(inner)
 
 

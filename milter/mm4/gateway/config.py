@@ -9,11 +9,21 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import phonenumbers
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from .names import PEER_NAME, PRIVATE_DOMAIN
 from .quantity import parse_duration, parse_size
@@ -240,7 +250,11 @@ class Ack(_Section):
 class Peer(_Section):
     """One link to another operator or hub."""
 
-    dialect: Text = Field("3gpp", description="Header names and rules of this peer: 3gpp or tyntec.")
+    dialect: Text = Field(
+        "3gpp",
+        description="Header names and rules of this peer: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body or "
+        "tyntec, or the path of your own file ending in .yaml (docs/dialects.md).",
+    )
     domains: list[Domain] = Field(
         min_length=1, description="Theirs: what may stand in X-Mms-Originator-System, and where answers may go."
     )
@@ -339,6 +353,8 @@ class Config(_Section):
     )
     folders: Folders = Field(default_factory=Folders, description="Where things lie.")
 
+    _dialects: dict[str, str] = PrivateAttr(default_factory=dict)
+
     @field_validator("local", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -356,6 +372,17 @@ class Config(_Section):
     def home(self) -> Local:
         """The first local identity."""
         return self.local[0]
+
+    @property
+    def dialects(self) -> Mapping[str, str]:
+        """The texts of the dialect files that peers name, by path, as they were when they were checked."""
+        return self._dialects
+
+    def with_dialects(self, texts: Mapping[str, str]) -> Config:
+        """The same configuration with the texts of its dialect files."""
+        config = self.model_copy()
+        config._dialects = dict(texts)
+        return config
 
 
 def _at(*path: str | int) -> str:

@@ -10,7 +10,8 @@ import ipaddress
 from dataclasses import dataclass
 
 from ..protocol.address import Address
-from ..protocol.dialect import builtin
+from ..protocol.dialect import Dialect, builtin, is_file, parse_dialect
+from ..protocol.errors import InternalError
 from .config import Config, Local, Peer
 from .names import MAILDIR_DOMAIN, via
 from .verdict import Destination
@@ -32,12 +33,15 @@ class Side:
 
 
 class Router:
-    """Clients to sides and numbers to destinations, for one configuration."""
+    """Clients to sides, numbers to destinations and peers to dialects, for one configuration.
+
+    Raises InternalError where the configuration came without the texts of its dialect files.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         # Loaded now, so that no message waits for it.
-        self.dialects = {name: builtin(name) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
+        self.dialects = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
         sides = [(network, Side(LOCAL, local, None)) for local in config.local for network in local.clients]
         sides += [
             (network, Side(name, config.home, peer)) for name, peer in config.peers.items() for network in peer.networks
@@ -92,3 +96,11 @@ class Router:
         if local.deliver_to is None:
             return Destination(LOCAL, number, f"{number}@{MAILDIR_DOMAIN}", MAILDIR, rule)
         return Destination(LOCAL, number, local.deliver_to.replace("{number}", number), local.next_hop, rule)
+
+
+def _dialect(name: str, config: Config) -> Dialect:
+    if not is_file(name):
+        return builtin(name)
+    if name not in config.dialects:
+        raise InternalError(f"{name}: the text of this dialect was not handed over")
+    return parse_dialect(config.dialects[name], name)

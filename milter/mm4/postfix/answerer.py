@@ -73,7 +73,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         return 0
     command = json.loads(first)
     try:
-        config = parse_config(command["config"], command["name"])
+        config = parse_config(command["config"], command["name"], command["dialects"])
         store = Store.open(config.store, migrate=False)
     except Mm4Error as error:
         say(error=str(error))
@@ -103,7 +103,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         command = json.loads(line)
         if "config" in command:
             try:
-                config = parse_config(command["config"], command["name"])
+                config = parse_config(command["config"], command["name"], command["dialects"])
             except Mm4Error as error:
                 say(error=str(error))
                 continue

@@ -16,8 +16,9 @@ from typing import Any
 
 from ..gateway.config import Config, parse_next_hop
 from ..gateway.names import RESPONDER_DOMAIN
+from ..gateway.routing import Router
 from ..lookup.mx import reachable
-from ..protocol.dialect import builtin
+from ..protocol.dialect import Dialect, is_file
 from ..protocol.errors import LookupUnavailable, PostfixError, StoreError
 from ..store.store import Store
 from . import maps
@@ -68,19 +69,39 @@ def check(config: Config) -> list[Finding]:
 
 
 def _peers(config: Config) -> Iterator[Finding]:
+    dialects = Router(config).dialects
     for name, peer in config.peers.items():
-        rows = builtin(peer.dialect).pdus["MM4_forward.REQ"]
+        dialect = dialects[peer.dialect]
+        yield from _dialect(config, name, dialect)
+        rows = dialect.pdus["MM4_forward.REQ"]
         asks = any(r.field == "originator_system" and r.presence != "optional" for r in rows)
         if not asks and peer.system_address is None:
             yield Finding(
                 f"peers.{name}", False,
-                f"the dialect {peer.dialect} has no X-Mms-Originator-System: a REQ without one is acknowledged to its "
+                f"the dialect {dialect.name} has no X-Mms-Originator-System: a REQ without one is acknowledged to its "
                 "Sender or MAIL FROM, or refused",
                 f"peers.{name}.system_address: system@{peer.domains[0]}", warning=True,
             )  # fmt: skip
         host, _, literal = parse_next_hop(peer.next_hop)
         if not literal:
             yield _next_hop(name, host)
+
+
+def _dialect(config: Config, name: str, dialect: Dialect) -> Iterator[Finding]:
+    path = config.peers[name].dialect
+    if is_file(path):
+        yield Finding(f"peers.{name}.dialect", True, f"{path}: {dialect.name}, {dialect.title}")
+    lacking = [
+        dialect.fields[field].header
+        for field in ("sender", "date")
+        if field not in dialect.written("MM4_forward.RES")
+    ]
+    if lacking and config.submit == "sendmail":
+        yield Finding(
+            f"peers.{name}.dialect", False,
+            f"a RES in the dialect {dialect.name} has no {' and no '.join(lacking)}, which Postfix's sendmail adds",
+            "submit: smtp in the YAML takes the private line, which adds nothing", warning=True,
+        )  # fmt: skip
 
 
 def _next_hop(name: str, domain: str) -> Finding:

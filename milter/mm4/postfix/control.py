@@ -1,8 +1,9 @@
 """The line between the supervisor and its children: JSON objects, one a line, over stdin and stdout.
 
-The supervisor sends `{"config": TEXT, "name": FILE}` first and at every reload, `{"drain": SECONDS}` to end. A child
-answers `{"ready": true}`, `{"configured": true}` or `{"error": TEXT}`. The end of stdin means that the supervisor is
-gone: the child drains and goes too, so that no orphan serves an old configuration.
+The supervisor sends `{"config": TEXT, "name": FILE, "dialects": {FILE: TEXT}, "host": NAME}` first and at every reload,
+`{"drain": SECONDS}` to end: the texts that it has checked, whatever the files hold by then. A child answers
+`{"ready": true}`, `{"configured": true}` or `{"error": TEXT}`. The end of stdin means that the supervisor is gone: the
+child drains and goes too, so that no orphan serves an old configuration.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import yaml
 
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config, place
+from ..protocol.dialect import is_file
 from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
 from .children import Child, Signals, stop_leftovers
@@ -236,6 +237,9 @@ class Sandbox:
         }
         raw["store"] = given.store if "store" in raw else f"sqlite:///{self.folder / 'mm4.db'}"
         _absolute_reach(raw.get("routes"), self.origin.parent)
+        for name, peer in given.peers.items():
+            if is_file(peer.dialect):
+                raw["peers"][name]["dialect"] = peer.dialect
         head = f"# Written by `mm4 sandbox` from {self.origin}: edit that, not this.\n"
         effective = head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
         config = parse_config(effective, str(self.yaml))

@@ -131,7 +131,7 @@ class _Child:
             pass_fds=descriptors, start_new_session=True, env=self.supervisor.environment,
         )  # fmt: skip
         self.process = process
-        self.say(config=self.supervisor.text, name=self.supervisor.path, host=self.supervisor.host)
+        self.say(**self.supervisor.configuration())
         assert process.stdout is not None
         while line := await process.stdout.readline():
             with contextlib.suppress(json.JSONDecodeError):
@@ -225,6 +225,15 @@ class _Supervisor:
             log.info(logline(stopped="yes"))
         return self.failed or 0
 
+    def configuration(self) -> dict[str, Any]:
+        """What a child is told first and at every reload: the texts that were checked, not the names of files."""
+        return {
+            "config": self.text,
+            "name": self.path,
+            "dialects": dict(self.config.dialects),
+            "host": self.host,
+        }
+
     def _place(self, key: str) -> str:
         return place(self.text, self.path, key)
 
@@ -314,7 +323,7 @@ class _Supervisor:
         for child in self.children:
             while not child.answers.empty():
                 child.answers.get_nowait()
-            child.say(config=text, name=self.path, host=self.host)
+            child.say(**self.configuration())
         for child in self.children:
             await self._configured(child)
         log.info(logline(reload="done", config=self.path))

@@ -39,7 +39,7 @@ def main(descriptor: int) -> int:
     if first is None:
         return 0
     try:
-        config = parse_config(first["config"], first["name"])
+        config = parse_config(first["config"], first["name"], first["dialects"])
         store = Store.open(config.store, migrate=False)
     except Mm4Error as error:
         say(error=str(error))
@@ -61,7 +61,8 @@ def main(descriptor: int) -> int:
         for command in commands:
             if "config" in command:
                 try:
-                    runtime.router = Router(parse_config(command["config"], command["name"]))
+                    config = parse_config(command["config"], command["name"], command["dialects"])
+                    runtime.router = Router(config)
                     say(configured=True)
                 except Mm4Error as error:
                     say(error=str(error))

@@ -1,15 +1,15 @@
 """Dialects: what one peer calls things, what it demands and in which order it writes. Tables, not code.
 
-A dialect is a YAML file beside this module whose every row names its source. It may extend another one: then
-it says only what differs, and a PDU that it lists replaces the base's rows whole. Every dialect reads every
-other's names. Loading raises DialectError that names file and row.
+A dialect is a YAML file whose every row names its source; the built-in ones lie beside this module, an operator's
+own one anywhere (docs/dialects.md). It may extend another one: then it says only what differs, and a PDU that it
+lists replaces the base's rows whole. Names and spellings are only ever added: every dialect reads every other's.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
@@ -18,14 +18,15 @@ import yaml
 
 from .errors import DialectError
 
-__all__ = ["Dialect", "Field", "PduRow", "Status", "TypeRow", "builtin", "builtin_names", "read_type", "squash"]
+__all__ = [
+    "Dialect", "Field", "PduRow", "Status", "TypeRow", "builtin", "builtin_names", "check_name", "is_file",
+    "parse_dialect", "read_type", "squash",
+]  # fmt: skip
 
 # libyaml's loader, where PyYAML has it: the tables are read at every start.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _OTHERS = re.compile(r"[^0-9a-z]")
-
-PRESENCES = ("mandatory", "conditional", "optional")
 
 
 def squash(text: str) -> str:
@@ -51,6 +52,9 @@ class Field:
     """An enumerated value outside the list is an error, not a warning."""
     lenient: bool = False
     """An unreadable value is a warning, not an error."""
+    form: str | None = None
+    """How a value is written that has two ways: an address `bare`, without /TYPE=PLMN; a hop `unindexed`, without
+    its index where that is 0. Both ways are read."""
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -66,7 +70,7 @@ class PduRow:
     presence: str
     source: str
     complete: bool = False
-    """Written by the gateway where the local side left it out, though not mandatory."""
+    """Written by the gateway though not mandatory: in a REQ where the local side left it out, in a RES always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Status:
 
     name: str
     number: int
+    source: str
     spellings: tuple[str, ...] = ()
 
 
@@ -132,6 +137,10 @@ class Dialect:
         """Row by PDU type and field."""
         return {(pdu, row.field): row for pdu, rows in self.pdus.items() for row in rows}
 
+    def written(self, pdu: str) -> frozenset[str]:
+        """The fields of a PDU that the gateway writes of its own accord: those mandatory, and those it completes."""
+        return frozenset(row.field for row in self.pdus[pdu] if row.presence == "mandatory" or row.complete)
+
     def answer_type(self, request: str) -> str | None:
         """The 3GPP name of the RES to a REQ; None for a RES."""
         row = self.types.get(request)
@@ -143,64 +152,76 @@ def read_type(text: str, dialect: Dialect) -> str | None:
     return dialect.type_names.get(squash(text))
 
 
+@functools.cache
 def builtin_names() -> tuple[str, ...]:
     """The dialects that come with mm4."""
     folder = resources.files(__package__) / "dialects"
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+def is_file(name: str) -> bool:
+    """Whether a dialect's name is the path of a file: it ends in .yaml or .yml."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def check_name(name: str) -> str:
+    """The name, if it is that of a built-in dialect. Raises DialectError that says what there is."""
+    if name not in builtin_names():
+        raise DialectError(
+            f"there is no dialect {name!r}; there are: {', '.join(builtin_names())}; "
+            "one of your own is the path of a file that ends in .yaml"
+        )
+    return name
+
+
 @functools.cache
 def builtin(name: str) -> Dialect:
     """A built-in dialect by name, reading every other's header names. Raises DialectError."""
-    if name not in builtin_names():
-        raise DialectError(f"there is no dialect {name!r}; there are: {', '.join(builtin_names())}")
-    dialect = _load(name)
+    dialect = _load(check_name(name))
     everywhere: dict[str, dict[str, None]] = {}
     for other in builtin_names():
         for field_ in _load(other).fields.values():
             everywhere.setdefault(field_.name, {}).update(dict.fromkeys((field_.header, *field_.aliases)))
-    own = {f.header.lower() for f in dialect.fields.values()}
-    fields = {
-        f.name: replace(f, aliases=tuple(a for a in everywhere[f.name] if a.lower() not in own))
-        for f in dialect.fields.values()
-    }
+    fields = {f.name: replace(f, aliases=_aliases(f.header, everywhere[f.name])) for f in dialect.fields.values()}
     return replace(dialect, fields=fields)
+
+
+def parse_dialect(text: str, name: str) -> Dialect:
+    """An operator's own dialect from the text of its file; `name` is the file's name for messages.
+
+    Raises DialectError with one line a problem: file, line, row, and why it may not be so.
+    """
+    # pydantic takes longer to load than all built-in tables, which need no check at every start: a test holds them.
+    from .dialectfile import checked  # noqa: PLC0415
+
+    table = checked(text, name)
+    return _build(table, builtin(table["extends"]))
 
 
 @functools.cache
 def _load(name: str) -> Dialect:
     text = (resources.files(__package__) / "dialects" / f"{name}.yaml").read_text("utf-8")
     table = yaml.load(text, Loader=_Loader)  # noqa: S506 - both are safe loaders
-    base = _load(table["extends"]) if "extends" in table else None
-    return _build(table, base, f"{name}.yaml")
+    return _build(table, _load(table["extends"]) if "extends" in table else None)
 
 
-def _build(table: Mapping[str, Any], base: Dialect | None, file: str) -> Dialect:
+def _build(table: Mapping[str, Any], base: Dialect | None) -> Dialect:
+    """The dialect that a table makes of its base. The table is right: `dialectfile` says what that means."""
+
     def inherited(what: str) -> dict[str, Any]:
         return dict(getattr(base, what)) if base else {}
 
     fields: dict[str, Field] = inherited("fields")
     for name, row in table.get("fields", {}).items():
-        fields[name] = _field(name, row, fields.get(name), file)
+        fields[name] = _field(name, row, fields.get(name))
     types: dict[str, TypeRow] = inherited("types")
     for name, row in table.get("types", {}).items():
-        _demand(row, "source", f"{file}: types.{name}")
-        old = types.get(name)
-        types[name] = TypeRow(
-            name,
-            row.get("written", old.written if old else name),
-            row["source"],
-            tuple(row.get("aliases", old.aliases if old else ())),
-            row.get("answer", old.answer if old else None),
-        )
+        types[name] = _type(name, row, types.get(name))
     statuses: dict[str, Status] = inherited("statuses")
     for name, row in table.get("statuses", {}).items():
-        statuses[name] = Status(name, row["number"], tuple(row.get("spellings", ())))
+        statuses[name] = _status(name, row, statuses.get(name))
     pdus: dict[str, tuple[PduRow, ...]] = inherited("pdus")
-    for name, rows in table.get("pdus", {}).items():
-        if name not in types:
-            raise DialectError(f"{file}: pdus.{name}: no such message type")
-        pdus[name] = tuple(_pdu_row(row, fields, f"{file}: pdus.{name}[{i}]") for i, row in enumerate(rows))
+    pdus |= {name: tuple(PduRow(**row) for row in rows) for name, rows in table.get("pdus", {}).items()}
     return Dialect(
         name=table["name"],
         title=table["title"],
@@ -213,29 +234,31 @@ def _build(table: Mapping[str, Any], base: Dialect | None, file: str) -> Dialect
     )
 
 
-def _demand(row: Mapping[str, Any], key: str, place: str) -> None:
-    if not row.get(key):
-        raise DialectError(f"{place}: {key} has to be given")
-
-
-def _field(name: str, row: Mapping[str, Any], old: Field | None, file: str) -> Field:
-    place = f"{file}: fields.{name}"
-    _demand(row, "source", place)
+def _field(name: str, row: Mapping[str, Any], old: Field | None) -> Field:
     changes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    unknown = set(changes) - set(Field.__dataclass_fields__)
-    if unknown:
-        raise DialectError(f"{place}: unknown key {sorted(unknown)[0]!r}")
-    if old is not None:
-        return replace(old, **changes)
-    _demand(row, "header", place)
-    _demand(row, "kind", place)
-    return Field(name=name, **changes)
+    if old is None:
+        return Field(name=name, **changes)
+    header = changes.get("header", old.header)
+    changes["aliases"] = _aliases(header, (*changes.get("aliases", ()), old.header, *old.aliases))
+    changes["spellings"] = {**old.spellings, **changes.get("spellings", {})}
+    return replace(old, **changes)
 
 
-def _pdu_row(row: Mapping[str, Any], fields: Mapping[str, Field], place: str) -> PduRow:
-    _demand(row, "source", place)
-    if row.get("field") not in fields:
-        raise DialectError(f"{place}: there is no field {row.get('field')!r}")
-    if row.get("presence") not in PRESENCES:
-        raise DialectError(f"{place}: presence is one of {', '.join(PRESENCES)}")
-    return PduRow(row["field"], row["presence"], row["source"], bool(row.get("complete", False)))
+def _aliases(header: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The names other than `header`, each once in whatever letter case."""
+    return tuple({name.lower(): name for name in names if name.lower() != header.lower()}.values())
+
+
+def _type(name: str, row: Mapping[str, Any], old: TypeRow | None) -> TypeRow:
+    return TypeRow(
+        name,
+        row.get("written", old.written if old else name),
+        row["source"],
+        (*row.get("aliases", ()), *((old.written, *old.aliases) if old else ())),
+        row.get("answer", old.answer if old else None),
+    )
+
+
+def _status(name: str, row: Mapping[str, Any], old: Status | None) -> Status:
+    number = row["number"] if old is None else old.number
+    return Status(name, number, row["source"], (*row.get("spellings", ()), *(old.spellings if old else ())))

@@ -69,12 +69,6 @@ class ProtocolError(Mm4Error):
     exit_code = 1
 
 
-class DialectError(Mm4Error):
-    """A dialect table is wrong; the text names file, row and what is expected."""
-
-    exit_code = 78
-
-
 class ConfigError(Mm4Error):
     """The configuration is wrong; the text holds one line a problem: file, line, key, what is expected."""
 
@@ -83,6 +77,10 @@ class ConfigError(Mm4Error):
     def __init__(self, problems: str | list[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class DialectError(ConfigError):
+    """A dialect is wrong or missing; one line a problem, as in the configuration."""
 
 
 class UsageError(Mm4Error):

@@ -180,7 +180,7 @@ def _enumeration(text: str, field: Field, dialect: Dialect, region: str | None) 
     if value is None:
         if field.strict:
             raise Unreadable("one of " + ", ".join(field.values))
-        return field.default, [f"none of {', '.join(field.values)}; read as {field.default}"]
+        return field.default, [f"none of {', '.join(field.values)}; read as {field.default or 'absent'}"]
     return value, [] if text == value else [f"written {value}"]
 
 
@@ -223,7 +223,8 @@ def _indexed_address(text: str, field: Field, dialect: Dialect, region: str | No
         index, rest = _indexed(text)
     except Unreadable:
         # One operator sends the address alone, under another name.
-        return (0, _address(text, field, dialect, region)[0]), ["no index; read as 0"]
+        notes = [] if field.form == "unindexed" else ["no index; read as 0"]
+        return (0, _address(text, field, dialect, region)[0]), notes
     try:
         return (index, _address(rest, field, dialect, region)[0]), []
     except Unreadable:
@@ -274,26 +275,33 @@ def _write_http_date(value: datetime) -> str:
     return format_datetime(value.astimezone(UTC).replace(microsecond=0), usegmt=True)
 
 
-def _write_list(values: tuple[Address, ...]) -> str:
-    return ",\n ".join(address.write() for address in values)
+def _write_address(address: Address, field: Field) -> str:
+    if field.form == "bare" and address.kind in (Kind.E164, Kind.SHORT_CODE):
+        return f"{address.value}@{address.domain}" if address.domain else address.value
+    return address.write()
 
 
-WRITERS: dict[str, Callable[[Any, Dialect], str]] = {
-    "address": lambda value, _: value.write(),
-    "addresses": lambda value, _: _write_list(value),
-    "date": lambda value, _: _write_date(value),
-    "enumeration": lambda value, _: value,
-    "expiry": lambda value, _: (
+def _write_hop(hop: tuple[int, Address], field: Field) -> str:
+    address = _write_address(hop[1], field)
+    return address if field.form == "unindexed" and hop[0] == 0 else f"{hop[0]}, {address}"
+
+
+WRITERS: dict[str, Callable[[Any, Field, Dialect], str]] = {
+    "address": lambda value, field, _: _write_address(value, field),
+    "addresses": lambda value, field, _: ",\n ".join(_write_address(address, field) for address in value),
+    "date": lambda value, *_: _write_date(value),
+    "enumeration": lambda value, *_: value,
+    "expiry": lambda value, *_: (
         str(int(value.total_seconds())) if isinstance(value, timedelta) else _write_http_date(value)
     ),
-    "flag": lambda value, _: "Yes" if value else "No",
-    "id": _write_id,
-    "indexed_addresses": lambda value, _: f"{value[0]}, {value[1].write()}",
-    "indexed_dates": lambda value, _: f"{value[0]}, {_write_http_date(value[1])}",
-    "media_type": lambda value, _: value,
-    "number": lambda value, _: str(value),
-    "status": lambda value, _: value,
-    "text": lambda value, _: encode_text(value),
-    "type": lambda value, dialect: dialect.types[value].written,
-    "version": lambda value, _: value,
+    "flag": lambda value, *_: "Yes" if value else "No",
+    "id": lambda value, _, dialect: _write_id(value, dialect),
+    "indexed_addresses": lambda value, field, _: _write_hop(value, field),
+    "indexed_dates": lambda value, *_: f"{value[0]}, {_write_http_date(value[1])}",
+    "media_type": lambda value, *_: value,
+    "number": lambda value, *_: str(value),
+    "status": lambda value, *_: value,
+    "text": lambda value, *_: encode_text(value),
+    "type": lambda value, _, dialect: dialect.types[value].written,
+    "version": lambda value, *_: value,
 }

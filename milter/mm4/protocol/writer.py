@@ -64,7 +64,7 @@ def write_value(value: Any, field: Field, dialect: Dialect) -> str:
         text = value.text
     else:
         _check(value, field, dialect)
-        text = WRITERS[field.kind](value, dialect)
+        text = WRITERS[field.kind](value, field, dialect)
     if _UNWRITABLE.search(text):
         raise ProtocolError(f"{field.header}: {text[:40]!r} is not printable US-ASCII")
     if any(line[:1] not in (" ", "\t") or not line.strip() for line in text.split("\n")[1:]):
