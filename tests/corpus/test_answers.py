@@ -55,7 +55,7 @@ def is_judged(message: Path) -> bool:
 CASES = sorted(filter(is_judged, HERE.glob("*/*.eml")), key=lambda p: int(p.name.partition("-")[0]))
 ASKING = [c for c in CASES if read(c).ack_request]
 SILENT = [c for c in CASES if not read(c).ack_request]
-DIALECTS = sorted({dialect_of(c) for c in CASES})
+DIALECTS = sorted({dialect_of(c) for c in HERE.glob("*/*.eml")})
 
 
 @functools.cache

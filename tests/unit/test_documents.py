@@ -59,7 +59,7 @@ ROWS = [
 def test_every_deviation_has_one_row() -> None:
     ids = [row.id for row in ROWS]
     assert len(ids) == len(set(ids))
-    assert [i for i in ids if i.startswith("D")] == [f"D{n:02}" for n in range(1, 35)]
+    assert [i for i in ids if i.startswith("D")] == [f"D{n:02}" for n in range(1, 36)]
     mbuni = [i for i in ids if i.startswith("M")]
     assert mbuni == [f"M{n:02}" for n in range(1, len(mbuni) + 1)]
     assert len(mbuni) > 20
