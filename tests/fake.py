@@ -21,7 +21,7 @@ from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Verdict
 from mm4.postfix.session import Runtime, Session
 from mm4.protocol.errors import Reply
-from mm4.protocol.transaction import Message
+from mm4.protocol.transaction import Direction, Message, Original
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -115,6 +115,8 @@ class Ledger:
         self.fault, self.late, self.at_once = fault, late, at_once
         self.messages: list[Message] = []
         self.arrivals: list[tuple[Any, ...]] = []
+        self.history: list[Original] = []
+        self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
 
     def record(self, message: Message) -> concurrent.futures.Future[None]:
         future = self._future(None)
@@ -125,6 +127,14 @@ class Ledger:
         future = self._future(1)
         self.arrivals.append(arrival)
         return future
+
+    def originals(
+        self, message_id: str, *, direction: Direction | None, peer: str | None, recipient: str | None
+    ) -> tuple[Original, ...]:
+        if self.fault is not None:
+            raise self.fault
+        self.questions.append((message_id, direction, peer, recipient))
+        return tuple(self.history)
 
     def _future(self, value: Any) -> concurrent.futures.Future[Any]:
         if self.fault is not None and self.at_once:

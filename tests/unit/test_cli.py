@@ -388,6 +388,58 @@ def test_explain_for_people(mm4: Mm4, config: str) -> None:
     assert "answer: MM4_forward.RES Error-message-format-corrupt to PostMaster@mms.north.example" in done.out
 
 
+REPORT = b"""\
+From: +447700900101/TYPE=PLMN
+To: +491511000001/TYPE=PLMN
+Date: Thu, 12 Nov 2026 02:28:01 +0200
+X-Mms-3GPP-MMS-Version: 5.5.0
+X-Mms-Message-Type: MM4_delivery_report.REQ
+X-Mms-Transaction-ID: r-1
+X-Mms-Message-ID: m-1
+X-Mms-Ack-Request: Yes
+X-Mms-MM-Status-Code: Retrieved
+
+"""
+
+
+def test_explain_of_a_report_looks_the_message_up_where_it_is_told(mm4: Mm4, config: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.eml"
+    report.write_bytes(REPORT)
+    unknown = explained(mm4, config, file=report)
+    assert (unknown.code, unknown.json["responses"][0]["status"]) == (0, "Error-message-not-found")
+    store = tmp_path / "copy.db"
+    sent = Transaction("t-1", "m-1", "+491511000001", "+447700900101", delivery_report=True)
+    moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+    with Store.open(f"sqlite:///{store}") as opened:
+        message = Message("0" * 32, Direction.OUT, "north", "MM4_forward.REQ", "4XyZ1", "gw", moment, (sent,))
+        opened.record(message).result(10)
+    before = store.read_bytes()
+    known = explained(mm4, config, "--store", str(store), file=report)
+    assert (known.code, known.json["responses"][0]["status"]) == (0, "Ok")
+    assert known.json["rcpt"][0]["becomes"] == "+491511000001@mmsc.gw.example"
+    assert store.read_bytes() == before
+    assert explained(mm4, config, "--store", f"{tmp_path}/none.db", file=report).code == 70
+
+
+def test_explain_shows_where_a_report_really_goes(mm4: Mm4, config: str, tmp_path: Path) -> None:
+    """To the peer that the message came from, not where the number's route leads."""
+    report = tmp_path / "report.eml"
+    swapped = REPORT.replace(b"+447700900101", b"x").replace(b"+491511000001", b"+447700900201").replace(b"x", b"+491511000001")
+    report.write_bytes(swapped)
+    came = Transaction("t-1", "m-1", "+447700900201", "+491511000001", delivery_report=True)
+    moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+    with Store.open(f"sqlite:///{tmp_path}/mm4.db") as opened:
+        message = Message("0" * 32, Direction.IN, "north", "MM4_forward.REQ", "4XyZ1", "gw", moment, (came,))
+        opened.record(message).result(10)
+    done = mm4(
+        "explain", report, "--json", "--config", config, "--client", "127.0.0.1", "--mail-from",
+        "system-user@mms.gw.example", "--rcpt", "+447700900201@mms.gw.example", "--store", f"{tmp_path}/mm4.db",
+    )  # fmt: skip
+    (recipient,) = done.json["rcpt"]
+    assert (recipient["peer"], recipient["becomes"]) == ("north", "+447700900201/TYPE=PLMN@mms.north.example")
+    assert recipient["next_hop"] == "[192.0.2.1]:25"
+
+
 # -- trace
 
 

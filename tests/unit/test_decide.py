@@ -19,6 +19,7 @@ from mm4.protocol.transaction import Direction, State
 RESPONDER = (f"{TOKEN}@responder.mm4.invalid", "NOTIFY=NEVER")
 CORRUPT, DENIED = "Error-message-format-corrupt", "Error-service-denied"
 UNSUPPORTED, UNRESOLVED = "Error-unsupported-message", "Error-sending-address-unresolved"
+NOT_FOUND = "Error-message-not-found"
 MODES = {"respond": "north", "reject": "hub", "monitor": "watched"}
 
 
@@ -68,7 +69,7 @@ VIOLATIONS: dict[str, Row] = {
     "two values under one name": ({}, [("x-mms-message-ID", b'"m-2"')], CORRUPT, 554, "5.6.0"),
     "too many headers": ({}, [("X-Junk", b"a")] * MAX_HEADERS, CORRUPT, 554, "5.6.0"),
     "type unknown": ({"X_Mms_Message_Type": "MM4_capability_negotiation.REQ"}, [], UNSUPPORTED, 554, "5.6.1"),
-    "type not served": (REPORT_REQ, [], UNSUPPORTED, 554, "5.6.1"),
+    "report about an unknown message": (REPORT_REQ, [], NOT_FOUND, 550, "5.1.0"),
     "from is no address": ({"From": "<>"}, [], UNRESOLVED, 553, "5.1.7"),
     "forward counter over the limit": ({"X_Mms_Forward_Counter": "11"}, [], DENIED, 550, "5.7.1"),
     "own domain at two indexes": ({}, HOPS, DENIED, 550, "5.7.1"),
@@ -102,7 +103,7 @@ def test_respond_answers_with_the_status_and_delivers_nothing(name: str) -> None
     assert verdict.edits == ()
     (answer,) = verdict.answers
     written = res(answer.message)
-    kind = "MM4_read_reply_report.RES" if name == "type not served" else "MM4_forward.RES"
+    kind = "MM4_read_reply_report.RES" if name == "report about an unknown message" else "MM4_forward.RES"
     assert (answer.type, answer.status, written["X-Mms-Message-Type"]) == (kind, status, kind)
     assert written["X-Mms-Request-Status-Code"] == status
     assert written["X-Mms-Status-Text"]
@@ -147,9 +148,8 @@ def test_monitor_delivers_answers_ok_and_logs_what_it_was(name: str) -> None:
 
 
 def test_every_status_that_we_send_is_in_this_table() -> None:
-    # Content and size are judged before the headers are seen; reports come with their own issue.
-    later = {"Error-content-not-accepted", "Error-message-not-found"}
-    assert {status for _, _, status, _, _ in VIOLATIONS.values()} == set(REPLIES) - later
+    # Content and size are judged before the headers are seen.
+    assert {status for _, _, status, _, _ in VIOLATIONS.values()} == set(REPLIES) - {"Error-content-not-accepted"}
     assert set(REPLIES) <= set(builtin("3gpp").statuses)
 
 
@@ -424,6 +424,23 @@ def test_a_broken_res_is_an_smtp_error_and_never_answered(change: dict[str, Any]
     watched = answered("watched", **change).verdict
     assert (watched.action, watched.answers, watched.arrival) == (Action.DISCARD, (), None)
     assert watched.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "message_id"),
+    [
+        ({"X_Mms_Message_ID": None}, None),
+        ({"X_Mms_Message_ID": '""'}, None),
+        ({"X_Mms_3GPP_MMS_Version": None}, "m-1@mms.north.example"),
+        ({"X_Mms_3GPP_MMS_Version": "five"}, "m-1@mms.north.example"),
+    ],
+)
+def test_a_res_that_names_its_transaction_and_a_status_is_taken(change: dict[str, Any], message_id: str | None) -> None:
+    """One open-source MMSC's errors carry no message id: refused, they would bounce and the REQ stay unanswered."""
+    seen = answered(**change)
+    assert (seen.verdict.action, seen.verdict.status) == (Action.DISCARD, "Ok")
+    assert seen.verdict.reason, "the log says what is wrong with it"
+    assert seen.gateway.ledger.arrivals[0][2:4] == ("t-1@mms.north.example", message_id)
 
 
 def test_a_res_from_the_local_side_ends_here() -> None:

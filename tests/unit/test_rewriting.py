@@ -154,7 +154,10 @@ def test_outward_hops_are_renamed_each_on_its_own() -> None:
     assert of(edited, "X-Mms-Previously-sent-date-and-time") == []
     assert of(edited, "Previously-sent-date-and-time") == [b"0, Fri, 01 Apr 2005 06:02:03 GMT"]
     forwarded = [*local_req(To="+447700900101"), ("X-Mms-Forwarded-By", b"+447700900007/TYPE=PLMN\n\t(x)")]
-    assert of(send(forwarded).edited(), "X-Mms-Previously-sent-by") == [b"+447700900007/TYPE=PLMN (x)"]
+    # A hop that came without its index gets the one that it was read with (RFC 4356 2.1.3.2).
+    assert of(send(forwarded).edited(), "X-Mms-Previously-sent-by") == [b"0, +447700900007/TYPE=PLMN"]
+    bare = [*local_req(To="+447700900101"), ("X-Mms-Previously-sent-by", b"+447700900007/TYPE=PLMN")]
+    assert of(send(bare).edited(), "X-Mms-Previously-sent-by") == [b"0, +447700900007/TYPE=PLMN"]
 
 
 # Two names for one thing: an MMSC that writes MM1's version beside the real one, or both names of both dialects.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ..gateway.names import strip_via
-from ..gateway.routing import Router
+from ..gateway.names import RESPONDER_DOMAIN, strip_via
+from ..gateway.routing import LOCAL, Router
 from ..gateway.verdict import Action, Recipient, Verdict
 from ..postfix.seen import seen
-from ..postfix.session import Runtime, Session
+from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
+from ..protocol.address import parse_address
 from ..protocol.errors import Reply
+from ..protocol.transaction import Direction
 from .lint import read_bytes
-from .options import config_option, echo_json, json_option
+from .options import config_option, echo_json, json_option, store_of
 
 __all__ = ["explain", "explanation"]
 
@@ -28,16 +32,21 @@ __all__ = ["explain", "explanation"]
     "--rcpt", "rcpts", required=True, multiple=True, metavar="ADDRESS", help="Envelope recipient; again for more"
 )
 @click.option("--size", type=int, metavar="BYTES", help="What the client says with SIZE= at MAIL.")
+@click.option("--store", "store_file", metavar="FILE", help="Look earlier messages up in this store, read only.")
 @json_option
 def explain(
-    file: str, config_file: str, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None, as_json: bool
-) -> int:
+    file: str, config_file: str, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None,
+    store_file: str | None, as_json: bool,
+) -> int:  # fmt: skip
     """Say what the gateway would do with the message in FILE (- is standard input).
 
-    It judges as if the message were the first; nothing is stored or sent. Exit 1 where it would be refused.
+    Without --store it judges as if the message were the first, so that a report is about a message that nobody knows.
+    Nothing is stored or sent. Exit 1 where it would be refused.
     """
     config, _ = read_config(config_file)
-    result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(store_of(_store_url(store_file))) if store_file else None
+        result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store)
     if as_json:
         echo_json(result)
     else:
@@ -45,11 +54,17 @@ def explain(
     return 0 if result["action"] in ("accept", "discard") else 1
 
 
+def _store_url(name: str) -> str:
+    """A file's name as the store's URL; a URL stays."""
+    return name if "://" in name else f"sqlite:///{Path(name).absolute()}"
+
+
 def explanation(
-    router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None
-) -> dict[str, Any]:
-    """The object that `mm4 explain --json` prints (design section 5)."""
-    session = Session(Runtime(router, quiet=True))
+    router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None,
+    history: History | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The object that `mm4 explain --json` prints (design section 5); `history` answers for earlier messages."""
+    session = Session(Runtime(router, history=history, quiet=True))
     session.connect(client)
     reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())
     side = session.side
@@ -72,6 +87,7 @@ def explanation(
     for header in seen(message):
         session.header(header.name, header.value)
     verdict = session.verdict()
+    _redirect(recipients, verdict, router)
     return result | _verdict(verdict, mail_from, recipients)
 
 
@@ -92,6 +108,20 @@ def _recipient(rcpt: str, reply: Reply, accepted: Recipient | None) -> dict[str,
         "becomes": strip_via(where.becomes) if where and where.becomes else None,
         "next_hop": where.next_hop if where else None,
     }
+
+
+def _redirect(recipients: list[dict[str, Any]], verdict: Verdict, router: Router) -> None:
+    """A report goes to the originator of its message and nobody else, whatever its envelope says."""
+    forwarded = [strip_via(address) for address, _ in verdict.added if not address.endswith("@" + RESPONDER_DOMAIN)]
+    if len(forwarded) != 1 or forwarded[0] in {recipient["becomes"] for recipient in recipients}:
+        return
+    name = verdict.record.peer if verdict.record and verdict.record.direction is Direction.OUT else LOCAL
+    peer = router.config.peers.get(name)
+    found = router.route(parse_address(forwarded[0]))
+    next_hop = peer.next_hop if peer else found.next_hop if found else None
+    for recipient in recipients:
+        if recipient["peer"] is not None:
+            recipient |= {"peer": name, "becomes": forwarded[0], "next_hop": next_hop}
 
 
 def _verdict(verdict: Verdict, mail_from: str, recipients: list[dict[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def print_trace(transactions: list[dict[str, Any]]) -> None:
     for t in transactions:
         way = "to" if t["direction"] == "out" else "from"
         status = f", {t['status']}" if t["status"] else ""
-        click.echo(f"{t['type']} {way} {t['peer']}, recipient {t['recipient']}: {t['state']}{status}")
+        says = f" ({t['report']})" if t["report"] else ""
+        click.echo(f"{t['type']}{says} {way} {t['peer']}, recipient {t['recipient']}: {t['state']}{status}")
         click.echo(f"  message id {t['message_id']}, transaction id {t['transaction_id']}")
         click.echo(f"  queue id {t['queue_id']} on {t['host']}")
         rows = ((e["at"][:23], e["what"], e["queue_id"] or "", e.get("detail") or "") for e in t["events"])

@@ -6,20 +6,22 @@ is the order of design section 2: what is it, is it right, where does it go, wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..protocol.address import Address
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError, Reply
-from ..protocol.headers import unfold
+from ..protocol.headers import Header, unfold
 from ..protocol.pdu import Pdu
 from ..protocol.reader import read
-from ..protocol.transaction import Direction, Message, State, Transaction
+from ..protocol.transaction import Answer, Direction, Message, State, Transaction
 from .answers import answer_address, compose_answer
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
+from .reports import REPORTS, addressee, original_of, outward_values
 from .rewriting import (
     COMPLETABLE,
     commit_recipient,
@@ -29,16 +31,20 @@ from .rewriting import (
     outward_edits,
     outward_sender,
     replacements,
+    system_sender,
 )
 from .routing import LOCAL, Router, Side
 from .verdict import Action, Arrival, Mail, Recipient, Verdict
 
-__all__ = ["decide"]
+__all__ = ["decide", "read_mail"]
 
-FORWARD_REQ = "MM4_forward.REQ"
 CORRUPT = "Error-message-format-corrupt"
 UNSUPPORTED = "Error-unsupported-message"
 DENIED = "Error-service-denied"
+NOT_FOUND = "Error-message-not-found"
+
+_SAID_BY_A_RES = frozenset({None, "message_type", "transaction_id", "status_code"})
+"""Fields without which a RES says nothing; None is the header block as a whole."""
 
 _LONGEST_TEXT = 500
 """Characters of a Status-Text that are worth remembering."""
@@ -49,6 +55,15 @@ def decide(mail: Mail, router: Router, side: Side) -> Verdict:
     return _Decision(mail, router, side).verdict()
 
 
+def read_mail(headers: Sequence[Header], router: Router, side: Side) -> Pdu:
+    """Header lines as a PDU, in the dialect of the side that they came from."""
+    return read(headers, _dialect(router, side), side.local.region if side.peer is None else None)
+
+
+def _dialect(router: Router, side: Side) -> Dialect:
+    return router.dialects[side.peer.dialect if side.peer else "3gpp"]
+
+
 class _Decision:
     """One message, one configuration, one verdict."""
 
@@ -57,10 +72,16 @@ class _Decision:
         self.router = router
         self.side = side
         self.local = side.local
-        self.dialect: Dialect = router.dialects[side.peer.dialect if side.peer else "3gpp"]
-        self.pdu: Pdu = read(mail.headers, self.dialect, self.local.region if side.peer is None else None)
+        self.dialect: Dialect = _dialect(router, side)
+        self.pdu: Pdu = mail.pdu
         self.direction = Direction.IN if side.peer else Direction.OUT
-        self.numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
+        numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
+        self.report = REPORTS.get(self.pdu.type or "")
+        keys = (r.destination.number for r in mail.recipients if r.destination and r.destination.number)
+        self.original = original_of(self.pdu, side, mail.originals, keys)
+        back = addressee(self.original, router) if self.original else None
+        self.targets = (back,) if back else numbers
+        """Whom the message goes to: the envelope's subscribers; a report's only the originator."""
         self.monitor = side.peer is not None and side.peer.on_violation == "monitor"
 
     def verdict(self) -> Verdict:
@@ -74,8 +95,8 @@ class _Decision:
         finding = self._finding()
         if finding is not None:
             return self._violation(*finding)
-        if not self.numbers:
-            return self._refuse(NOT_SERVED, None, "no subscriber among the recipients")
+        if not self.targets or (self.report is None and any(self._homeless())):
+            return self._refuse(NOT_SERVED, None, "a recipient is no subscriber, and this is neither bounce nor report")
         return self._forward()
 
     # -- what is it
@@ -98,18 +119,26 @@ class _Decision:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
         pdu = self.pdu
         for problem in pdu.errors:
-            if problem.rule == "mandatory" and self.side.peer is None and problem.field in COMPLETABLE:
+            completable = COMPLETABLE.get(pdu.type or "", frozenset()) if self.side.peer is None else frozenset()
+            if problem.rule == "mandatory" and problem.field in completable:
                 continue
             where = f"{problem.header}: " if problem.header and problem.rule != "mandatory" else ""
             return problem.status or CORRUPT, where + problem.text
-        if pdu.type != FORWARD_REQ:
-            return UNSUPPORTED, f"{pdu.type} is not served by this gateway"
+        if self.report is not None and self.original is None:
+            way = "came here for" if self.side.peer is None else f"went to {self.side.name} for"
+            return NOT_FOUND, f"no message {pdu.get('message_id')!r} {way} {pdu.raw('sender')}"
         if self._circles():
             return DENIED, "the message runs in circles"
         for place in pdu.found.get("ack_request", ()):
             if len(place.raw) >= MAX_CHANGED:
                 return CORRUPT, f"{place.name} is too long to be changed"
         return None
+
+    def _homeless(self) -> Iterator[Recipient]:
+        """Recipients who were accepted because this might be a bounce or a report."""
+        for recipient in self.mail.recipients:
+            if recipient.destination and recipient.destination.side == HOME and recipient.destination.number:
+                yield recipient
 
     def _circles(self) -> bool:
         received = sum(1 for h in self.mail.headers if h.name.lower() == "received")
@@ -127,9 +156,14 @@ class _Decision:
     # -- what becomes of it
 
     def _answer_received(self) -> Verdict:
-        """A RES ends here and is never answered."""
+        """A RES ends here and is never answered.
+
+        One that says of which transaction it speaks and what became of it is taken, whatever else is wrong with it:
+        refused, it would come home to its sender as a bounce, and its REQ would stay unanswered.
+        """
         pdu = self.pdu
-        if pdu.type is None or pdu.errors:
+        errors = {problem.field for problem in pdu.errors}
+        if pdu.type is None or errors & _SAID_BY_A_RES:
             problem = pdu.errors[0].text if pdu.errors else "unknown type"
             if self.monitor:
                 return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=problem)
@@ -143,11 +177,14 @@ class _Decision:
             self.side.name,
             pdu.type,
             pdu.get("transaction_id"),
-            pdu.get("message_id"),
+            None if "message_id" in errors else pdu.get("message_id"),
             pdu.get("status_code"),
             (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
         )
-        return Verdict(Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, arrival=arrival)
+        reason = pdu.errors[0].text if errors else None
+        return Verdict(
+            Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, reason=reason, arrival=arrival
+        )
 
     def _violation(self, status: str, reason: str) -> Verdict:
         """A REQ that breaks a rule: answered, refused, or let through and logged, as the peer's entry says."""
@@ -155,7 +192,7 @@ class _Decision:
         reply = REPLIES[status]
         if peer is None:
             return self._refuse(Reply(reply.code, reply.enhanced, _one_line(reason)), status, reason)
-        if self.monitor and self.numbers:
+        if self.monitor and self.targets:
             return replace(self._forward(), status=status, reason=f"monitor: {reason}")
         rcpt_to = answer_address(self.pdu, self.mail.mail_from, self.side)
         if peer.on_violation == "reject" or not self._answerable():
@@ -179,8 +216,8 @@ class _Decision:
         )
 
     def _forward(self) -> Verdict:
-        """A forward.REQ that goes on: to the local side, or to a peer."""
-        target = self.numbers[0].destination
+        """A REQ that goes on: to the local side, or to a peer."""
+        target = self.targets[0].destination
         assert target is not None
         answer = None
         if self.side.peer is not None and self._answerable():
@@ -192,7 +229,7 @@ class _Decision:
             elif not self.monitor:
                 return self._refuse(NO_RES_ADDRESS, DENIED, "X-Mms-Originator-System is outside the peer's domains")
         try:
-            verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
+            verdict = self._inward() if target.side == LOCAL else self._outward(target.side, answer)
         except ProtocolError as error:
             # The message cannot be written as the peer's dialect wants it.
             if self.side.peer is not None and not self.monitor:
@@ -204,27 +241,51 @@ class _Decision:
         )
 
     def _inward(self) -> Verdict:
-        served = self.router.serves(_number(self.numbers[0]))
+        served = self.router.serves(_number(self.targets[0]))
         local = served[1] if served else self.local
         sender, parameters = inward_sender(local, self.mail.token)
         record = self._record(Direction.IN, self.side.name, State.RECORDED, None)
         return self._accept(sender, parameters, inward_edits(self.pdu), record)
 
-    def _outward(self, name: str) -> Verdict:
+    def _outward(self, name: str, answer: Answer | None) -> Verdict:
+        if self.report is not None and not (self.original and self.report.wanted(self.original)):
+            return self._suppressed(name, answer)
         peer = self.router.config.peers[name]
         dialect = self.router.dialects[peer.dialect]
         completed = completions(
-            self.pdu, dialect, self.local, self.mail.mail_from, self.numbers, self.mail.token, self.mail.now
+            self.pdu, dialect, self.local, self.mail.mail_from, self.targets, self.mail.token, self.mail.now
         )
+        if self.original is not None:
+            completed |= outward_values(self.pdu, self.original, self.local)
         lacking = {p.field for p in self.pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
         if lacking and not self.monitor:
             header = dialect.fields[sorted(f for f in lacking if f)[0]].header
             raise ProtocolError(f"{header} is missing and cannot be completed")
         edits = outward_edits(self.pdu, self.dialect, dialect, self.local, peer, completed)
-        originator = self.pdu.get("sender") or completed.get("sender")
-        sender, parameters = outward_sender(originator, self.local, self.mail.token)
+        if self.report is not None:
+            sender, parameters = system_sender(self.local, peer, self.mail.token)
+        else:
+            originator = self.pdu.get("sender") or completed.get("sender")
+            sender, parameters = outward_sender(originator, self.local, self.mail.token)
         record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
         return self._accept(sender, parameters, edits, record)
+
+    def _suppressed(self, name: str, answer: Answer | None) -> Verdict:
+        """A report that the originator had not asked for: kept, answered where an ack was asked for, and not sent."""
+        record = self._record(Direction.OUT, name, State.SUPPRESSED, None, ack_requested=False)
+        reason = "the originator did not ask for this report"
+        if answer is None:
+            return Verdict(Action.DISCARD, ENDED, self.direction, self.pdu, reason=reason, record=record)
+        return Verdict(
+            Action.ACCEPT,
+            ACCEPTED,
+            self.direction,
+            self.pdu,
+            reason=reason,
+            deleted=tuple(r.raw for r in self.mail.recipients),
+            added=(commit_recipient(self.mail.token),),
+            record=record,
+        )
 
     def _accept(self, sender: str, parameters: str, edits: list[Edit], record: Message) -> Verdict:
         return Verdict(
@@ -235,7 +296,7 @@ class _Decision:
             mail_from=sender,
             mail_from_parameters=parameters,
             deleted=tuple(r.raw for r in self.mail.recipients),
-            added=(*replacements(self.numbers), commit_recipient(self.mail.token)),
+            added=(*replacements(self.targets), commit_recipient(self.mail.token)),
             edits=tuple(in_order(edits)),
             record=record,
         )
@@ -261,9 +322,11 @@ class _Decision:
     ) -> Message:
         pdu, completed = self.pdu, completed or {}
         originator = pdu.get("sender") or completed.get("sender")
-        recipients = dict.fromkeys(
-            (r.destination.number or "" if r.destination else "") or r.raw.strip("<>") for r in self.numbers
-        ) or {r.raw.strip("<>"): None for r in self.mail.recipients}
+        recipients = dict.fromkeys(_number(r) or r.raw.strip("<>") for r in self.targets) or dict.fromkeys(
+            r.raw.strip("<>") for r in self.mail.recipients
+        )
+        if self.original is not None:
+            recipients = {self.original.originator: None}
         transactions = tuple(
             Transaction(
                 transaction_id=pdu.get("transaction_id") or completed.get("transaction_id") or "",
@@ -273,14 +336,17 @@ class _Decision:
                 state=state,
                 status=status,
                 ack_requested=pdu.ack_request if ack_requested is None else ack_requested,
-                delivery_report=bool(pdu.get("delivery_report")),
+                delivery_report=bool(pdu.get("delivery_report") or pdu.get("originator_rs_report")),
                 read_reply=bool(pdu.get("read_reply")),
+                report=pdu.get(self.report.says) if self.report else None,
             )
             for recipient in recipients
         )
         mail = self.mail
         kind = pdu.type or _one_line(pdu.type_text or "")
-        return Message(mail.token, direction, peer, kind, mail.queue_id, mail.host, mail.now, transactions)
+        return Message(
+            mail.token, direction, peer, kind, mail.queue_id, mail.host, mail.now, transactions, source=self.side.name
+        )
 
 
 def _number(recipient: Recipient) -> str:

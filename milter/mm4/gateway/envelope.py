@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..protocol.address import Kind, parse_address
+from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
 from .config import domain_of
 from .names import TOKEN, is_private
@@ -19,7 +19,8 @@ from .verdict import Destination, Recipient
 __all__ = ["HOME", "admit", "bare", "outside", "receive", "size_of"]
 
 HOME = "home"
-"""Destination of what is addressed to the gateway itself: RES to our system address, bounces."""
+"""Destination of what is addressed to the gateway itself: RES to our system address, bounces; with a `number`, of what
+only a bounce or a report may be addressed to."""
 
 
 def bare(path: str) -> str:
@@ -81,18 +82,33 @@ def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Desti
     own = router.local_of(domain) if domain else None
     address = parse_address(rcpt, side.local.region if side.peer is None else None)
     found = router.route(address)
-    if own is not None:
-        if address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower())):
-            return Destination(HOME, rule="local.domain")
-        if not mail_from and (found is None or (side.peer is not None and found.side != LOCAL)):
-            # A bounce of what we sent for a sender whose number is not (or no longer) in our ranges.
-            return Destination(HOME, rule="local.domain, null sender")
-    if found is None or found.side == side.name != LOCAL:
-        return None  # nobody's number, or back to where it came from
-    if side.peer is not None:
-        return found if found.side == LOCAL or side.peer.transit else None
+    if own is not None and (address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower()))):
+        return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
-    return found if own is not None or domain_known(router, domain) else None
+    known = own is not None or (side.peer is None and domain_known(router, domain))
+    if found is None or found.side == side.name != LOCAL or not _open_to(side, found):
+        # Nobody's number, or back to where it came from.
+        automatic = _automatic(mail_from, known, address)
+        return Destination(HOME, address.key, rule="a bounce or a report") if automatic else None
+    return found if known or side.peer is not None else None
+
+
+def _open_to(side: Side, found: Destination) -> bool:
+    """Whether this side's mail may go there: a peer's to our own numbers, and to others' only in transit."""
+    return side.peer is None or found.side == LOCAL or side.peer.transit
+
+
+def _automatic(mail_from: str, known: bool, address: Address) -> bool:
+    """Whether a recipient whom we do not serve may be that of a bounce or of a report, which come from systems.
+
+    A bounce of what we sent comes to a sender whose number need not be in our ranges, from nobody. A report comes from
+    a system address, or from nobody, and goes to the originator of a message, to whom no route need lead: the end of
+    the message tells. Any other message to such a recipient is refused there.
+    """
+    if not mail_from:
+        return known
+    named = address.kind in (Kind.E164, Kind.SHORT_CODE, Kind.EMAIL)
+    return known and named and parse_address(mail_from).kind is Kind.SYSTEM
 
 
 def domain_known(router: Router, domain: str) -> bool:

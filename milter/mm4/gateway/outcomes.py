@@ -40,7 +40,7 @@ REPLIES: Mapping[str, Reply] = MappingProxyType(
         "Error-sending-address-unresolved": Reply(553, "5.1.7", "From is no address"),
         "Error-content-not-accepted": Reply(552, "5.3.4", "Message too large or content not accepted"),
         "Error-service-denied": Reply(550, "5.7.1", "Service denied"),
-        "Error-message-not-found": Reply(550, "5.1.0", "No such message"),
+        "Error-message-not-found": Reply(550, "5.1.0", "Report about a message that is not known here"),
     }
 )
 

@@ -7,8 +7,10 @@ demands and the local side left out is added, and the originator system becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from ..protocol.address import Address, Kind, parse_address, split_list
@@ -30,12 +32,21 @@ __all__ = [
     "outward_edits",
     "outward_sender",
     "replacements",
+    "system_sender",
 ]
 
-COMPLETABLE = frozenset(
-    {"mms_version", "transaction_id", "message_id", "date", "content_type", "sender", "recipients", "originator_system"}
+_INDEXED = re.compile(r"\s*\d+\s*,")  # RFC 4356 2.1.3.2: index, comma, address
+
+_OF_REPORTS = frozenset({"mms_version", "transaction_id", "date", "recipients", "originator_system"})
+COMPLETABLE: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "MM4_forward.REQ": _OF_REPORTS | {"message_id", "content_type", "sender"},
+        # Of which message and of whom a report speaks, only its writer knows.
+        "MM4_delivery_report.REQ": _OF_REPORTS,
+        "MM4_read_reply_report.REQ": _OF_REPORTS,
+    }
 )
-"""Fields that the gateway writes for a local message that lacks them."""
+"""Mandatory fields that the gateway writes for a local message that lacks them, by its type."""
 
 
 def commit_recipient(token: str) -> tuple[str, str]:
@@ -61,8 +72,13 @@ def outward_sender(originator: Address | None, local: Local, token: str) -> tupl
     return local.system_address, f"RET=HDRS ENVID={token}"
 
 
+def system_sender(local: Local, peer: Peer, token: str) -> tuple[str, str]:
+    """Envelope sender of a report towards a peer: our system, whose bounces come home, or nobody."""
+    return local.system_address if peer.mail_from == "system" else "", f"RET=HDRS ENVID={token}"
+
+
 def inward_edits(pdu: Pdu) -> list[Edit]:
-    """A forward.REQ on its way to the local side: nobody there shall answer what the gateway answers."""
+    """A REQ on its way to the local side: nobody there shall answer what the gateway answers."""
     if not pdu.ack_request:
         return []
     return [Edit("change", place.name, place.occurrence, "No") for place in pdu.found.get("ack_request", ())]
@@ -71,10 +87,10 @@ def inward_edits(pdu: Pdu) -> list[Edit]:
 def outward_edits(
     pdu: Pdu, source: Dialect, target: Dialect, local: Local, peer: Peer, completed: dict[str, Any]
 ) -> list[Edit]:
-    """A forward.REQ on its way to a peer, read by `source`, written by `target`.
+    """A REQ on its way to a peer, read by `source`, written by `target`.
 
-    `completed` holds typed values for fields that the message lacks. Raises ProtocolError where a line that has
-    to change cannot be written.
+    `completed` holds typed values for fields that the message lacks, or that have to be so whatever it says. Raises
+    ProtocolError where a line that has to change cannot be written.
     """
     edits: list[Edit] = []
     values = dict(completed)
@@ -100,9 +116,10 @@ def _write_field(
     if not places:
         yield Edit("add", field.header, 0, wanted)
         return
+    several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
     if places[0].name.lower() in own:
-        for place in places:
-            new = wanted if wanted is not None else _international(field, place, pdu)
+        for place, line in zip(places, _lines(field, places, pdu, target), strict=True):
+            new = wanted if wanted is not None else _international(field, place, pdu) or line
             if new is not None and new != place.raw.decode("latin-1"):
                 yield Edit("change", _changeable(place).name, place.occurrence, new)
         return
@@ -110,11 +127,22 @@ def _write_field(
     # the peer's name beside it did not count, and would count there.
     for place in (*places, *(p for p in pdu.beside.get(field.name, ()) if p.name.lower() in own)):
         yield Edit("delete", _changeable(place).name, place.occurrence)
-    values_read = [place.raw.decode("latin-1").replace("\t", " ") for place in places]
-    several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
-    for value in values_read if several and wanted is None else [wanted if wanted is not None else values_read[0]]:
+    lines = [line.replace("\t", " ") for line in _lines(field, places, pdu, target)]
+    for value in lines if several and wanted is None else [wanted if wanted is not None else lines[0]]:
         if value:
             yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+
+
+def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -> list[str]:
+    """What the lines of a field say, as they stood; a hop that came without its index gets the one it was read with."""
+    stood = [place.raw.decode("latin-1") for place in places]
+    values = pdu.get(field.name)
+    if field.kind != "indexed_addresses" or not isinstance(values, tuple) or len(values) != len(stood):
+        return stood
+    return [
+        line if _INDEXED.match(line) else write_value(value, field, target)
+        for line, value in zip(stood, values, strict=True)
+    ]
 
 
 def _changeable(place: Found) -> Found:
@@ -147,8 +175,12 @@ def completions(
     now: datetime,
 ) -> dict[str, Any]:
     """Typed values for what the peer's dialect demands and the local side left out."""
-    rows = target.pdus[pdu.type or "MM4_forward.REQ"]
-    demanded = {row.field for row in rows if row.presence == "mandatory" or row.complete}
+    kind = pdu.type or "MM4_forward.REQ"
+    demanded = {
+        row.field
+        for row in target.pdus[kind]
+        if row.complete or (row.presence == "mandatory" and row.field in COMPLETABLE[kind])
+    }
     missing = demanded - pdu.values.keys()
     values: dict[str, Any] = {}
     originator = pdu.get("sender")

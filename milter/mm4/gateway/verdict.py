@@ -12,10 +12,10 @@ from datetime import datetime
 from ..protocol.errors import Reply
 from ..protocol.headers import Header
 from ..protocol.pdu import Pdu
-from ..protocol.transaction import Answer, Direction, Message
+from ..protocol.transaction import Answer, Direction, Message, Original
 from .edits import Edit
 
-__all__ = ["Action", "Arrival", "Destination", "Mail", "Recipient", "Verdict"]
+__all__ = ["Action", "Arrival", "Destination", "Mail", "Question", "Recipient", "Verdict"]
 
 
 class Action(enum.StrEnum):
@@ -50,11 +50,33 @@ class Recipient:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What has to be known of earlier messages to judge a report: those with this id, to this recipient.
+
+    `peer` None stands for any.
+    """
+
+    message_id: str
+    recipient: str
+    direction: Direction
+    peer: str | None
+
+    def fits(self, original: Original) -> bool:
+        """Whether an earlier message is one that was asked for."""
+        return (
+            (original.message_id, original.recipient) == (self.message_id, self.recipient)
+            and original.direction is self.direction
+            and self.peer in (None, original.peer)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Mail:
     """One message as it arrived: everything decide() needs from the outside.
 
     `side` is the client's (`local` or a peer's name); `mail_from` without brackets, empty for null; `recipients`
-    are the accepted ones; `token` is new for this message; `now` an aware datetime in UTC.
+    are the accepted ones; `pdu` is what `headers` say in the side's dialect; `token` is new for this message; `now` an
+    aware datetime in UTC; `originals` answer the question of `reports.question_of`, newest first.
     """
 
     side: str
@@ -62,10 +84,12 @@ class Mail:
     mail_from: str
     recipients: tuple[Recipient, ...]
     headers: tuple[Header, ...]
+    pdu: Pdu
     queue_id: str
     host: str
     token: str
     now: datetime
+    originals: tuple[Original, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

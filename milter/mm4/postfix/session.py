@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from ..gateway.decide import decide
+from ..gateway.decide import decide, read_mail
 from ..gateway.envelope import admit, bare, outside, receive, size_of
 from ..gateway.logline import logline
 from ..gateway.outcomes import DRAINING
+from ..gateway.reports import question_of
 from ..gateway.routing import Router, Side
 from ..gateway.verdict import Action, Mail, Recipient, Verdict
 from ..protocol.errors import InternalError, Mm4Error, Reply, StoreError
 from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
-from ..protocol.transaction import Direction, Message
+from ..protocol.transaction import Direction, Message, Original
 
-__all__ = ["EOM_SECONDS", "Ledger", "Observer", "Runtime", "Session"]
+__all__ = ["EOM_SECONDS", "History", "Ledger", "Observer", "Runtime", "Session"]
 
 log = logging.getLogger("mm4.milter")
 
@@ -36,8 +37,17 @@ EOM_SECONDS = 20.0
 """Longest time from the end of a message to its verdict; Postfix waits three times as long (content_timeout)."""
 
 
-class Ledger(Protocol):
-    """What a session asks of the store."""
+class History(Protocol):
+    """What a session asks about earlier messages; every method raises StoreError."""
+
+    def originals(
+        self, message_id: str, *, direction: Direction | None, peer: str | None, recipient: str | None
+    ) -> tuple[Original, ...]:
+        """The forward.REQs that a report may be about, newest first."""
+
+
+class Ledger(History, Protocol):
+    """What a session asks of the store that it writes."""
 
     def record(self, message: Message) -> concurrent.futures.Future[None]:
         """Keep a message and its transactions."""
@@ -87,6 +97,8 @@ class Runtime:
     draining: bool = False
     quiet: bool = False
     """No log lines: a dry run."""
+    history: History | None = None
+    """Where earlier messages are looked up; None: in `store`."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -204,16 +216,26 @@ class Session:
     def _decide(self) -> Verdict:
         if self.side is None:
             raise InternalError("end of message without MAIL")
+        pdu = read_mail(self.headers, self.router, self.side)
+        history = self.runtime.history or self.runtime.store
+        question = question_of(pdu, self.side)
+        originals: tuple[Original, ...] = ()
+        if question is not None and history is not None:
+            originals = history.originals(
+                question.message_id, direction=question.direction, peer=question.peer, recipient=question.recipient
+            )
         mail = Mail(
             side=self.side.name,
             client=self.client,
             mail_from=self.mail_from,
             recipients=tuple(self.recipients),
             headers=tuple(self.headers),
+            pdu=pdu,
             queue_id=self.queue_id,
             host=self.runtime.host,
             token=self.runtime.new_token(),
             now=self.runtime.clock(),
+            originals=originals,
         )
         return decide(mail, self.router, self.side)
 
@@ -263,6 +285,7 @@ class Session:
                 type=(pdu.type or pdu.type_text) if pdu else None,
                 transaction_id=pdu.get("transaction_id") if pdu else None,
                 message_id=pdu.get("message_id") if pdu else None,
+                report=(pdu.get("mm_status") or pdu.get("read_status")) if pdu and pdu.is_request else None,
                 recipients=len(self.recipients),
                 identity="outside" if self.side and outside(self.side, self.mail_from) else None,
                 verdict=verdict.action,

@@ -131,8 +131,8 @@ def test_the_peer_sees_exact_envelope_and_headers(link: Link) -> None:
     waiting = in_state(link, ids[1], "waiting")
     assert waiting | {"events": None, "host": None} == {
         "peer": "north", "direction": "out", "type": "MM4_forward.REQ", "transaction_id": ids[0],
-        "recipient": "+447700900101", "state": "waiting", "status": None, "queue_id": dialogue.queue_id,
-        "events": None, "host": None,
+        "originator": "+491511000001", "recipient": "+447700900101", "state": "waiting", "status": None, "report": None,
+        "queue_id": dialogue.queue_id, "events": None, "host": None,
     }  # fmt: skip
 
 

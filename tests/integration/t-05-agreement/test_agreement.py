@@ -23,6 +23,7 @@ from mm4.cli.explain import explanation
 from mm4.gateway.routing import Router
 from mm4.postfix.seen import seen
 from mm4.postfix.settings import read_config
+from mm4.store import Store
 
 pytestmark = pytest.mark.postfix
 
@@ -111,13 +112,77 @@ CASES = {
 }
 
 
+def forward(message_id: bytes, flag: bytes) -> bytes:
+    """A right forward.REQ with its own id, which asks for both reports or for none."""
+    content = RIGHT.read_bytes()
+    for header in (b"X-Mms-Delivery-Report", b"X-Mms-Read-Reply"):
+        content = re.sub(header + b": [^\r\n]*", header + b": " + flag, content)
+    return re.sub(b"X-Mms-Message-ID: [^\r\n]*", b"X-Mms-Message-ID: " + message_id, content)
+
+
+def about(message_id: str, reporter: str, told: str, says: str, *, tyntec: bool = False) -> bytes:
+    """A report about a message, a delivery report or a read report by what it says."""
+    delivery = says.startswith("X-Mms-MM-Status-Code")
+    kind = "MM4_Delivery_Report.REQ" if delivery else "MM4_Read_Report.REQ"
+    if not tyntec:
+        kind = "MM4_delivery_report.REQ" if delivery else "MM4_read_reply_report.REQ"
+    names = ("X-Mms-MM1-Message-Type", "X-Mms-MMS-Version") if tyntec else ("X-Mms-Message-Type", "X-Mms-3GPP-MMS-Version")
+    return (
+        f"Date: Thu, 12 Nov 2026 02:28:01 +0200\r\nFrom: {reporter}/TYPE=PLMN\r\nTo: {told}/TYPE=PLMN\r\n"
+        f"{names[0]}: {kind}\r\n{names[1]}: 5.5.0\r\nX-Mms-Transaction-ID: r-{message_id}\r\n"
+        f"X-Mms-Message-ID: {message_id}\r\nX-Mms-Ack-Request: Yes\r\n{says}\r\n"
+        "Sender: system-user@mms.north.example\r\n\r\n"
+    ).encode()
+
+
+RETRIEVED, READ = "X-Mms-MM-Status-Code: Retrieved", "X-Mms-Read-Status: Read"
+US, NORTHERN, SOUTHERN = "+491511099100", "+447700999100", "+33600099100"
+SYSTEMS = {NORTH: "system-user@mms.north.example", SOUTH: "system@mm4.tyntec.example", LOCAL: OUR_SYSTEM}
+
+# What has to have gone through before the reports come, and the reports.
+ORIGINALS = {
+    "north-asks": Case(forward(b"north-asks", b"Yes"), NORTH, f"{NORTHERN}@mms.north.example", (US,)),
+    "north-does-not": Case(forward(b"north-does-not", b"No"), NORTH, f"{NORTHERN}@mms.north.example", (US,)),
+    "south-asks": Case(forward(b"south-asks", b"Yes"), SOUTH, f"{SOUTHERN}@mm4.tyntec.example", (US,)),
+    "to-north": Case(forward(b"to-north", b"Yes"), LOCAL, f"{US}@mms.gw.example", (NORTHERN,)),
+    "to-south": Case(forward(b"to-south", b"No"), LOCAL, f"{US}@mms.gw.example", (SOUTHERN,)),
+}
+PERSON = "+447700900002"
+"""From of the message that they are made of; its To does not count."""
+
+
+def reports() -> Iterator[tuple[str, Case]]:
+    for name, says in (("delivery", RETRIEVED), ("read", READ)):
+        for original, domain in (
+            ("north-asks", "mms.north.example"), ("north-does-not", "mms.north.example"),
+            ("south-asks", "mm4.tyntec.example"),
+        ):  # fmt: skip
+            ours = about(original, US, PERSON, says)
+            yield f"{name}-of-{original}", Case(ours, LOCAL, OUR_SYSTEM, (f"{PERSON}@{domain}",))
+            stranger = about(original, "+491511099199", PERSON, says)
+            yield f"{name}-of-{original}-by-another", Case(stranger, LOCAL, OUR_SYSTEM, (f"{PERSON}@{domain}",))
+        for original, client, reporter in (("to-north", NORTH, NORTHERN), ("to-south", SOUTH, SOUTHERN)):
+            theirs = about(original, reporter, PERSON, says, tyntec=client == SOUTH)
+            told = f"{US}@mms.gw.example"
+            yield f"{name}-of-{original}", Case(theirs, client, SYSTEMS[client], (told,))
+            yield f"{name}-of-{original}-to-our-system", Case(theirs, client, "", (OUR_SYSTEM,))
+            other = SOUTH if client == NORTH else NORTH
+            yield f"{name}-of-{original}-by-another-peer", Case(theirs, other, SYSTEMS[other], (told,))
+
+
+REPORTS = dict(reports())
+CASES |= ORIGINALS | REPORTS
+
+
 class Live:
     """All cases, sent to one gateway: what each client was told, and what came of it."""
 
     def __init__(self, link: Link, dialogues: dict[str, Dialogue]) -> None:
         self.link = link
         self.dialogues = dialogues
-        self.router = Router(read_config(link.gateway.config)[0])
+        config = read_config(link.gateway.config)[0]
+        self.router = Router(config)
+        self.store = Store.open(config.store, migrate=False, read_only=True)
         log = link.gateway.log()
         self.discarded = set(re.findall(r" (\w+): milter-discard: END-OF-MESSAGE", log))
         # The responder names what it submitted for a message, and each mail's top line the queue id it had with us.
@@ -141,15 +206,20 @@ class Live:
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
     with Link(YAML) as link, ThreadPoolExecutor(4) as pool:
-        sent = {
-            name: pool.submit(
-                link.gateway.send, case.message, source=case.client, mail_from=case.mail_from, rcpt=case.rcpt
-            )
-            for name, case in CASES.items()
-        }
-        dialogues = {name: future.result() for name, future in sent.items()}
+        dialogues: dict[str, Dialogue] = {}
+        for reports_now in (False, True):
+            sent = {
+                name: pool.submit(
+                    link.gateway.send, case.message, source=case.client, mail_from=case.mail_from, rcpt=case.rcpt
+                )
+                for name, case in CASES.items()
+                if (name in REPORTS) is reports_now
+            }
+            dialogues |= {name: future.result() for name, future in sent.items()}
         link.gateway.quiet(seconds=180)
-        yield Live(link, dialogues)
+        made = Live(link, dialogues)
+        yield made
+        made.store.close()
 
 
 def headers_of(content: bytes) -> Headers:
@@ -191,7 +261,9 @@ def timeless(headers: Headers) -> list[tuple[str, str]]:
 
 
 def foretold(live: Live, case: Case) -> dict[str, Any]:
-    return explanation(live.router, case.message, case.client, case.mail_from, case.rcpt, len(case.message))
+    # The corpus came as the first, and some of its reports would find what came after them.
+    history = live.store if any(case is report for report in REPORTS.values()) else None
+    return explanation(live.router, case.message, case.client, case.mail_from, case.rcpt, len(case.message), history)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -243,8 +315,12 @@ def test_every_outcome_came_up(live: Live) -> None:
     outcomes = {(foretold(live, case)["action"], foretold(live, case)["smtp"][:9]) for case in CASES.values()}
     assert outcomes >= {
         ("accept", "250 2.0.0"), ("discard", "250 2.0.0"), ("reject", "554 5.6.0"), ("reject", "550 5.1.1"),
-        ("reject", "550 5.7.1"),
+        ("reject", "550 5.7.1"), ("reject", "550 5.1.0"),
     }  # fmt: skip
+    statuses = {r["status"] for case in REPORTS.values() for r in foretold(live, case)["responses"]}
+    assert statuses == {"Ok", "Error-message-not-found"}
+    reasons = {foretold(live, case)["reason"] for case in REPORTS.values()}
+    assert "the originator did not ask for this report" in reasons
     assert len(live.link.north.mails) > 100
 
 

@@ -1,0 +1,98 @@
+"""Reports: which message one is about, whether it was asked for, and to whom it goes back (design section 3).
+
+Whoever received a message reports on it, so a report from a peer is about what we sent to that very peer, and one
+from the local side about what came in. It is told apart by message id and recipient and goes to where the message came
+from, whatever its envelope says. One peer never reports on what went to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ..protocol.address import Address, Kind, parse_address
+from ..protocol.pdu import Pdu
+from ..protocol.transaction import Direction, Original
+from .config import Local
+from .outcomes import RECIPIENT_OK
+from .routing import LOCAL, Router, Side
+from .verdict import Question, Recipient
+
+__all__ = ["REPORTS", "Report", "addressee", "original_of", "outward_values", "question_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A kind of report: `asked` is the field by which a forward.REQ asks for it, `says` the one that holds the news."""
+
+    asked: str
+    says: str
+    source: str
+
+    def wanted(self, original: Original) -> bool:
+        """Whether the originator asked for such a report."""
+        return bool(getattr(original, self.asked))
+
+
+REPORTS: Mapping[str, Report] = MappingProxyType(
+    {
+        "MM4_delivery_report.REQ": Report(
+            "delivery_report",
+            "mm_status",
+            "TS 23.140 8.4.2; tyntec's document, operations: only if X-Mms-Delivery-Report is enabled in the REQ",
+        ),
+        "MM4_read_reply_report.REQ": Report(
+            "read_reply",
+            "read_status",
+            "TS 23.140 8.4.3; tyntec's document, operations: only if X-Mms-Read-Reply is enabled in the REQ",
+        ),
+    }
+)
+
+
+def question_of(pdu: Pdu, side: Side) -> Question | None:
+    """What has to be known of earlier messages to judge `pdu`; None where nothing is needed, or it names no message."""
+    reporter, message_id = pdu.get("sender"), pdu.get("message_id")
+    if pdu.type not in REPORTS or not message_id or not isinstance(reporter, Address):
+        return None
+    if side.peer is None:
+        return Question(message_id, reporter.key, Direction.IN, None)
+    return Question(message_id, reporter.key, Direction.OUT, side.name)
+
+
+def original_of(pdu: Pdu, side: Side, originals: Iterable[Original], named: Iterable[str]) -> Original | None:
+    """The message that a report is about, None where nobody knows it.
+
+    Two peers may have used one message id: then the one counts whose originator is among `named`, the keys of those
+    to whom the report is addressed, else the newest (`originals` come newest first).
+    """
+    question = question_of(pdu, side)
+    if question is None:
+        return None
+    fitting = [original for original in originals if question.fits(original)]
+    keys = set(named)
+    return next((o for o in fitting if o.originator in keys), fitting[0] if fitting else None)
+
+
+def addressee(original: Original, router: Router) -> Recipient | None:
+    """The originator of a message, as a report about it is addressed to him; None where no way leads there."""
+    address = parse_address(original.originator)
+    if address.kind not in (Kind.E164, Kind.SHORT_CODE, Kind.EMAIL):
+        return None
+    if original.source != LOCAL:
+        if original.source not in router.config.peers:
+            return None
+        destination = router.outward(address, original.source, "the message came from there")
+        return Recipient(destination.becomes or "", RECIPIENT_OK, destination)
+    found = router.route(address)
+    return Recipient(address.write(), RECIPIENT_OK, found) if found is not None and found.side == LOCAL else None
+
+
+def outward_values(pdu: Pdu, original: Original, local: Local) -> dict[str, Any]:
+    """What a report says on its way to a peer, whatever stood there: acks come to us, and To is the originator."""
+    values: dict[str, Any] = {"sender_header": parse_address(local.system_address)}
+    if original.originator not in {address.key for address in pdu.recipients}:
+        values["recipients"] = (parse_address(original.originator),)
+    return values
