@@ -101,7 +101,7 @@ class Recorder(Controller):
         return SMTP(self.handler, enable_SMTPUTF8=False)
 
     async def handle_MAIL(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        envelope.mail_from = address
+        envelope.mail_from = address.removeprefix("<>")
         return self.mail
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:

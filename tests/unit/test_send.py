@@ -262,8 +262,9 @@ def test_no_address_becomes_a_command(service: Recorder) -> None:
     for wrong in ("+447700900101>\r\nDATA", "a@b.example\r\nRSET", "", "<>"):
         with pytest.raises(UsageError, match="is no address"):
             service_at(service.port).submit(hello(), "+491511000001", [wrong])
-        with pytest.raises(UsageError, match="is no address"):
-            service_at(service.port).submit(hello(), wrong, [NORTH])
+        if wrong:  # the sender of a report is nobody
+            with pytest.raises(UsageError, match="is no address"):
+                service_at(service.port).submit(hello(), wrong, [NORTH])
     assert service.taken == []
 
 

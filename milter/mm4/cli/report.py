@@ -95,7 +95,7 @@ def report(
     else:
         for one, outcome in zip(sent, found, strict=True):
             if outcome.state == State.SUPPRESSED:
-                click.echo(f"suppressed: {one.originator} asked {one.reporter} for no {kind} report")
+                click.echo(f"suppressed, the report of {one.reporter}: {one.originator} asked for no {kind} report")
             elif wait is not None:
                 echo_outcomes([outcome], one.transaction_id)
     return 1 if refused or (wait is not None and not all(outcome.ok for outcome in found)) else 0
@@ -163,7 +163,7 @@ def _submitted(config: Config, reports: list[_Report]) -> dict[str, str]:
     refused: dict[str, str] = {}
     for index, one in enumerate(reports):
         try:
-            replies = service.submit(one.message, one.reporter, (one.rcpt_to,))
+            replies = service.submit(one.message, "", (one.rcpt_to,))
         except (Refused, Unreachable) as error:
             if index == 0:
                 raise

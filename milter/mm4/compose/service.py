@@ -73,13 +73,14 @@ class Service:
     def submit(self, message: bytes, sender: str, recipients: Iterable[str]) -> dict[str, str]:
         """Hand a message over; gives the replies to the recipients that were refused, by the address given.
 
-        Addresses are as in `compose`; one with a domain keeps it. `message` has CRLF line ends. What the gateway takes
-        only in a further transaction (recipients of another operator) goes in one. An empty result means that Postfix
-        has it for all. Raises UsageError for what is no address, Refused where the gateway refuses the whole message,
-        Unreachable where the service is down or breaks off; after these two nobody gets the message, unless
-        Unreachable says otherwise.
+        Addresses are as in `compose`; one with a domain keeps it. The sender of a report is nobody, the empty text (RFC
+        4356 2.1.3.3): only so may it go to an originator to whom no route leads. `message` has CRLF line ends. What
+        the gateway takes only in a further transaction (recipients of another operator) goes in one. An empty result
+        means that Postfix has it for all. Raises UsageError for what is no address, Refused where the gateway refuses
+        the whole message, Unreachable where the service is down or breaks off; after these two nobody gets the
+        message, unless Unreachable says otherwise.
         """
-        mail_from = envelope(sender, self.domain, self.region)
+        mail_from = envelope(sender, self.domain, self.region) if sender else ""
         waiting: dict[str, list[str]] = {}
         for text in recipients:
             waiting.setdefault(envelope(text, self.domain, self.region), []).append(text)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from answering import Answering
 from harness import Link, NextHop, mm4
 from mm4.compose import Service, Unreachable, compose, new_id, outcomes, text_part, wait
 from mm4.postfix.settings import read_config
@@ -25,19 +24,9 @@ FINE, DENIED, SILENT = "+447700900101", "+447700900102", "+447700900103"
 SOUTH, OWN = "+33600000001", "+491511000077"
 
 
-def answering() -> Any:
-    """The module beside this one; the test folders are no packages."""
-    specification = importlib.util.spec_from_file_location("answering", FOLDER / "answering.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
-    north = answering().Answering({FINE: "Ok", DENIED: "Error-service-denied"})
+    north = Answering({FINE: "Ok", DENIED: "Error-service-denied"})
     with Link((FOLDER / "mm4.yaml").read_text(), {"north": north, "south": NextHop()}) as made:
         north.gateway = made.gateway
         yield made
