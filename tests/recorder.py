@@ -101,7 +101,7 @@ class Recorder(Controller):
         return SMTP(self.handler, enable_SMTPUTF8=False)
 
     async def handle_MAIL(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        envelope.mail_from = address.removeprefix("<>")
+        envelope.mail_from = address
         return self.mail
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
@@ -116,7 +116,7 @@ class Recorder(Controller):
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         if not self.end.startswith("250") and len(self.taken) >= self.limit:
             return self.end
-        self.taken.append(Taken(envelope.mail_from, list(envelope.rcpt_tos), envelope.content, session.host_name))
+        self.taken.append(Taken(envelope.mail_from.strip("<>"), list(envelope.rcpt_tos), envelope.content, session.host_name))
         self._record(envelope.rcpt_tos, envelope.content)
         return "250 2.0.0 Ok: queued as 4XyZ1BCDz9"
 

@@ -186,7 +186,7 @@ def test_where_there_is_nothing_to_report_it_says_why(report: Report, service: R
     inward(service.store, "m-nobody", OURS, originator="")
     for arguments, what in (
         (("m-none",), "m-none: no message with this id was received"),
-        (("m-out",), "m-out is a message that we sent"),
+        (("m-out",), "m-out went out from here"),
         (("m-refused",), "m-refused was refused here, nobody received it"),
         (("m-in", "--to", "+491511000002"), f"+491511000002 is no recipient of m-in; there is: {OURS}"),
         (("m-in", "--to", "nobody"), "nobody is no recipient of m-in"),

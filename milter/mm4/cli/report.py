@@ -107,7 +107,7 @@ def _received(store: Any, message_id: str, recipient: str | None, region: str | 
     inward = [original for original in known if original.direction is Direction.IN]
     if not inward:
         if known:
-            raise _NothingReceived(f"{message_id} is a message that we sent; its recipients report, not we")
+            raise _NothingReceived(f"{message_id} went out from here; its recipients report, not we")
         refused = any(row["direction"] == "in" and row["state"] == State.REFUSED for row in store.trace(message_id))
         raise _NothingReceived(
             f"{message_id} was refused here, nobody received it" if refused

@@ -14,7 +14,7 @@ from ..protocol.dialect import builtin, squash
 from ..protocol.errors import UsageError
 from ..protocol.writer import write
 
-__all__ = ["enumerated", "head", "values_of"]
+__all__ = ["enumerated", "head"]
 
 _MSG_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+\Z")
 
@@ -28,11 +28,6 @@ def head(pdu_type: str, values: Mapping[str, Any], unique: str) -> list[tuple[st
     if _MSG_ID.match(unique):
         lines.append(("Message-ID", f"<{unique}>"))
     return [*lines, ("MIME-Version", "1.0")]
-
-
-def values_of(field: str) -> tuple[str, ...]:
-    """What may stand in an enumerated field, in the 3GPP spelling."""
-    return builtin("3gpp").fields[field].values
 
 
 def enumerated(field: str, text: str) -> str:

@@ -113,7 +113,8 @@ def _sources(text: str) -> list[str]:
     root: list[str] = []
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        root.append(name) if not root else None
+        if not root:
+            root.append(name)
         if "src" in attributes:
             found[attributes["src"]] = None
 

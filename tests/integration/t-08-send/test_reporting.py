@@ -110,6 +110,6 @@ def test_there_is_nothing_to_report_about_what_we_sent_or_nobody_knows(link: Lin
     sent = mm4("send", "--config", link.gateway.config, "--from", ONE, "--to", FINE, "--text", "x").stdout.strip()
     wait_for(lambda: link.gateway.trace(sent), "the message sent")
     done = report(link, "read", sent, "--status", "Read")
-    assert (done.returncode, done.stderr) == (1, f"mm4: {sent} is a message that we sent; its recipients report, not we\n")
+    assert (done.returncode, done.stderr) == (1, f"mm4: {sent} went out from here; its recipients report, not we\n")
     done = report(link, "read", "m-none@mms.north.example", "--status", "Read")
     assert (done.returncode, "no message with this id was received" in done.stderr) == (1, True)
