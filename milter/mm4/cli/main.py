@@ -30,6 +30,7 @@ _COMMANDS = {
     "explain": ("explain", "Say what the gateway would do with a message. No side effect."),
     "route": ("route", "Say where a number goes, and which rule says so."),
     "send": ("send", "Compose an MMS and submit it."),
+    "report": ("report", "Report about a message received: delivered, read."),
     "trace": ("trace", "The whole life of a message."),
     "postfix": ("postfix", "Postfix's tables and wiring."),
     "sandbox": ("sandbox", "A private Postfix with this gateway on loopback."),

@@ -2,117 +2,171 @@
 
 from __future__ import annotations
 
-import secrets
-import smtplib
-from datetime import UTC, datetime
+import contextlib
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from email_validator import EmailNotValidError, validate_email
 
 from ..gateway.config import Config
 from ..gateway.routing import Router
 from ..postfix.settings import read_config
-from ..protocol.address import Kind, parse_address
-from ..protocol.errors import Mm4Error, SubmissionError, UsageError
-from .options import config_option, echo_json, json_option
+from ..protocol.address import parse_address
+from ..protocol.errors import StoreError, UsageError
+from .moments import expiry as read_expiry
+from .options import config_option, echo_json, json_option, store_of
+from .waiting import as_json as outcome_json
+from .waiting import await_outcomes, echo_outcomes, wait_option, wait_seconds
 
-__all__ = ["Refused", "send", "submit"]
+if TYPE_CHECKING:
+    from ..compose import Outcome, Part
+
+__all__ = ["send"]
+
+_CLASSES = ["personal", "advertisement", "informational", "auto"]
 
 
-class Refused(Mm4Error):
-    """The gateway refused the message: a negative finding, not a wrong use of the command."""
-
-    exit_code = 1
+def _choice(*values: str) -> click.Choice[str]:
+    return click.Choice(values, case_sensitive=False)
 
 
 @click.command()
 @config_option
 @click.option("--from", "sender", required=True, metavar="NUMBER", help="Who sends: a number with its plus.")
-@click.option("--to", "recipients", required=True, multiple=True, metavar="NUMBER", help="Who receives; again for more")
+@click.option("--to", "recipients", multiple=True, metavar="NUMBER", help="Who receives; again for more.")
+@click.option("--to-file", metavar="FILE", help="Who receives, one a line, # begins a comment; - is standard input.")
 @click.option("--subject", metavar="TEXT")
-@click.option("--text", metavar="TEXT", help="A text part.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT",
+              help="A text; - is standard input. Again for more: each stands with one --attach, in order.")  # fmt: skip
 @click.option("--attach", "files", multiple=True, metavar="FILE", help="A picture or other file; again for more.")
+@click.option("--smil", "smil_file", metavar="FILE",
+              help="The presentation, which names attachments as cid:NAME or NAME, the text as text.txt. Left out: "
+              "one slide for each picture with its text.")  # fmt: skip
+@click.option("--expiry", metavar="WHEN", callback=read_expiry,
+              help="How long it may be delivered: 7d, seconds, or a date.")  # fmt: skip
+@click.option("--priority", type=_choice("low", "normal", "high"), default="normal", show_default=True,
+              help="How urgent it is.")  # fmt: skip
+@click.option("--class", "message_class", type=_choice(*_CLASSES), default="personal", show_default=True,
+              help="What kind of message it is.")  # fmt: skip
+@click.option("--visibility", type=_choice("show", "hide"), default="show", show_default=True,
+              help="Whether the recipient may see who sent it.")  # fmt: skip
 @click.option("--delivery-report", is_flag=True, help="Ask for delivery reports.")
 @click.option("--read-reply", is_flag=True, help="Ask for read reports.")
+@wait_option
 @json_option
 def send(
-    config_file: str, sender: str, recipients: tuple[str, ...], subject: str | None, text: str | None,
-    files: tuple[str, ...], delivery_report: bool, read_reply: bool, as_json: bool,
+    config_file: str, sender: str, recipients: tuple[str, ...], to_file: str | None, subject: str | None,
+    texts: tuple[str, ...], files: tuple[str, ...], smil_file: str | None, expiry: timedelta | datetime | None,
+    priority: str, message_class: str, visibility: str, delivery_report: bool, read_reply: bool, wait: int | None,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Compose an MMS and submit it to the MM4 service (service.listen), from an address in local.clients.
 
-    Prints the message id, by which `mm4 trace` finds it.
+    Prints the message id, by which `mm4 trace` finds it. Exit 1 where a recipient or the message is refused, the
+    service is down, or, with --wait, a RES is an error, a recipient bounced, or one got no RES in time.
     """
-    from ..compose import compose, part_of_file, text_part  # noqa: PLC0415 - the MIME library is slow to load
+    from ..compose import Service, compose, new_id, outcomes  # noqa: PLC0415 - the MIME library is slow to load
 
     config, _ = read_config(config_file)
-    parts = [part_of_file(file) for file in files] + ([text_part(text)] if text is not None else [])
+    region = config.home.region
+    if to_file == "-" and "-" in texts:
+        raise UsageError("--to-file and --text both read standard input; give one of them a file or the words")
+    if texts.count("-") > 1:
+        raise UsageError("--text - reads standard input once")
+    numbers = [*recipients, *(_numbers(to_file, region) if to_file is not None else ())]
+    if not numbers:
+        raise UsageError("no recipient: give --to or --to-file")
+    parts = list(_parts(texts, files))
     if not parts:
         raise UsageError("nothing to send: give --text or --attach")
-    message_id = f"{secrets.token_hex(12)}@{config.home.domain}"
+    message_id = new_id(config.home.domain)
     message = compose(
-        sender, list(recipients), parts, message_id=message_id, now=datetime.now(UTC), subject=subject,
-        region=config.home.region, delivery_report=delivery_report, read_reply=read_reply,
+        sender, numbers, parts, message_id=message_id, now=datetime.now(UTC), subject=subject, region=region,
+        delivery_report=delivery_report, read_reply=read_reply, expiry=expiry, priority=priority,
+        message_class=message_class, visibility=visibility,
+        smil=None if smil_file is None else _text_of(smil_file),
     )  # fmt: skip
-    refused = submit(config, sender, recipients, message)
-    if as_json:
-        echo_json({"message_id": message_id, "refused": refused})
-    else:
-        click.echo(message_id)
+    with contextlib.ExitStack() as stack:
+        # Before anything is sent: a store that cannot be read is told while there is nothing to lose.
+        store = stack.enter_context(store_of(config.store)) if wait is not None else None
+        refused = Service.of(config).submit(message, sender, numbers)
         for address, reply in refused.items():
             click.echo(f"refused {address}: {reply}", err=True)
-    return 1 if refused else 0
-
-
-def submit(config: Config, sender: str, recipients: tuple[str, ...], message: bytes) -> dict[str, str]:
-    """Hand a message to the MM4 service; what was refused, by recipient. Raises SubmissionError, Refused."""
-    service = config.service.listen
-    mail_from = _envelope(config, sender)
-    refused: dict[str, str] = {}
-    try:
-        with smtplib.SMTP(service.host, service.port, timeout=60, source_address=_source(config)) as smtp:
-            smtp.ehlo()
-            _expect(smtp.docmd(f"MAIL FROM:<{mail_from}> SIZE={len(message)}"), "MAIL")
-            accepted = 0
-            for recipient in recipients:
-                code, reply = smtp.docmd(f"RCPT TO:<{_envelope(config, recipient)}>")
-                if 200 <= code < 300:
-                    accepted += 1
-                else:
-                    refused[recipient] = f"{code} {reply.decode('utf-8', 'replace')}"
-            if accepted:
-                _expect(smtp.data(message), "end of data")
-    except (OSError, smtplib.SMTPException) as error:
-        raise SubmissionError(f"the MM4 service at {service} cannot be reached: {error}") from None
-    return refused
-
-
-def _expect(answer: tuple[int, bytes], where: str) -> None:
-    code, reply = answer
-    if not 200 <= code < 300:
-        raise Refused(f"the gateway refused the message at {where}: {code} {reply.decode('utf-8', 'replace')}")
-
-
-def _source(config: Config) -> tuple[str, int] | None:
-    """The address to connect from: with the service on loopback, one that is in local.clients."""
-    side = Router(config).side("127.0.0.1")
-    if side is not None and side.peer is None:
-        return None
-    for network in config.home.clients:
-        if network.is_loopback and network.num_addresses == 1:
-            return str(network.network_address), 0
-    return None
-
-
-def _envelope(config: Config, text: str) -> str:
-    """The envelope address of a number as a local client writes it; e-mail stays, if it is any."""
-    address = parse_address(text, config.home.region)
-    if address.kind is Kind.EMAIL:
+        sent = [number for number in dict.fromkeys(numbers) if number not in refused]
+        if sent and not as_json:
+            click.echo(message_id)
+        found: tuple[Outcome, ...] = ()
         try:
-            validate_email(address.value, check_deliverability=False, test_environment=True)
-        except EmailNotValidError as error:
-            raise UsageError(f"{text!r} is no address: {error}") from None
-        return address.value
-    if address.kind in (Kind.INVALID, Kind.SYSTEM):
-        raise UsageError(f"{text!r} is no address: a number such as +447700900101, a short code or e-mail")
-    return address.write(config.home.domain)
+            if store is not None and sent:
+                seconds = wait_seconds(wait or 0, config, _peers(config, sent))
+                found = await_outcomes(lambda: outcomes(store, message_id, sent, region), seconds)
+        except StoreError:
+            if as_json:
+                # The id is all that leads back to what was sent.
+                echo_json({"message_id": message_id, "refused": refused})
+            raise
+    if as_json:
+        answer: dict[str, Any] = {"message_id": message_id, "refused": refused}
+        echo_json(answer if store is None else answer | {"recipients": [outcome_json(o) for o in found]})
+    else:
+        echo_outcomes(found, message_id)
+    return 1 if refused or not all(outcome.ok for outcome in found) else 0
+
+
+def _peers(config: Config, numbers: list[str]) -> set[str]:
+    router = Router(config)
+    routes = (router.route(parse_address(number, config.home.region)) for number in numbers)
+    return {route.side for route in routes if route is not None}
+
+
+def _parts(texts: tuple[str, ...], files: tuple[str, ...]) -> Iterator[Part]:
+    """A text and a file by turns, so that they share a slide."""
+    from ..compose import part_of_file, text_part  # noqa: PLC0415 - the MIME library is slow to load
+
+    for text, file in zip_longest(texts, files):
+        if text is not None:
+            yield text_part(_text_of("-") if text == "-" else text)
+        if file is not None:
+            yield part_of_file(file)
+
+
+def _text_of(file: str) -> str:
+    """A text file, or standard input for `-`."""
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: is not UTF-8 (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if not text.strip():
+        raise UsageError(f"{name}: is empty")
+    return text
+
+
+def _numbers(file: str, region: str | None) -> Iterator[str]:
+    """The recipients in a file. Raises UsageError that names the line."""
+    from ..compose.addressee import addressee  # noqa: PLC0415 - email-validator is slow to load
+
+    name = "standard input" if file == "-" else file
+    found = False
+    for count, line in enumerate(_text_of(file).split("\n"), 1):
+        # A # may stand in an e-mail address: a comment begins the line, or stands behind a blank.
+        words = line.split()
+        comment = next((i for i, word in enumerate(words) if word.startswith("#")), len(words))
+        text = " ".join(words[:comment])
+        if not text:
+            continue
+        found = True
+        try:
+            addressee(text, region)
+        except UsageError as error:
+            raise UsageError(f"{name}:{count}: {error}") from None
+        yield text
+    if not found:
+        raise UsageError(f"{name}: names no recipient; write one number a line")
