@@ -14,20 +14,18 @@ from typing import Any
 
 import pytest
 
-from fake import CONFIG, Gateway, Headers, Seen
+from fake import CONFIG, NOW, Gateway, Headers, Ledger, Seen
 from mm4.gateway.names import strip_via
+from mm4.gateway.reports import REPORTS
 from mm4.gateway.verdict import Action
 from mm4.protocol.dialect import builtin
 from mm4.protocol.headers import split, unfold
 from mm4.protocol.pdu import Pdu
 from mm4.protocol.reader import read_message
+from mm4.protocol.transaction import Direction, Original, State
 from mm4.protocol.values import Unreadable, read_id
 
 HERE = Path(__file__).parent
-
-# Types whose REQ the gateway answers by what stands in it. What is no known type is answered as a forward.REQ.
-# A report's status depends on what was sent before as well: reports come in here, with a ledger that has a history.
-JUDGED: tuple[str | None, ...] = ("MM4_forward.REQ", None)
 
 # Every domain that an originator system or a Sender of the corpus names.
 DOMAINS = ("mms.north.example", "mms.south.example", "mms.mbuni.example", "mms.mnc006.mcc260.gprs", "mm4.tyntec.example")
@@ -49,7 +47,7 @@ def read(message: Path) -> Pdu:
 
 def is_judged(message: Path) -> bool:
     pdu = read(message)
-    return pdu.mm4 and not pdu.is_answer and pdu.type in JUDGED
+    return pdu.mm4 and not pdu.is_answer
 
 
 CASES = sorted(filter(is_judged, HERE.glob("*/*.eml")), key=lambda p: int(p.name.partition("-")[0]))
@@ -70,10 +68,27 @@ def config() -> str:
     return re.sub(r"\npeers:\n.*?(?=\nroutes:)", "\npeers:\n" + peers.rstrip(), CONFIG, flags=re.DOTALL).partition("routes:")[0]
 
 
-def taken(message: Path) -> Seen:
+def about(message: Path) -> list[Original]:
+    """The message that a report is about, as it went to the peer that reports; nothing for what is no report."""
+    pdu = read(message)
+    reporter, message_id = pdu.get("sender"), pdu.get("message_id")
+    if pdu.type not in REPORTS or reporter is None or message_id is None:
+        return []
+    return [
+        Original(
+            Direction.OUT, f"speaks-{dialect_of(message)}", "local", "t-1", message_id, "+491511000001", reporter.key,
+            State.ANSWERED, True, True, NOW,
+        )
+    ]  # fmt: skip
+
+
+def taken(message: Path, *, known: bool = True) -> Seen:
+    """The case as it comes from its peer; a report is about a message that is `known`, or not."""
     client = f"203.0.113.{50 + DIALECTS.index(dialect_of(message))}"
     lines: Headers = [(h.name, h.value) for h in split(message.read_bytes())[0]]
-    return Gateway(config()).peer(client).mail(SENDER).rcpt().headers(lines).end()
+    ledger = Ledger()
+    ledger.history = about(message) if known else []
+    return Gateway(config(), ledger).peer(client).mail(SENDER).rcpt().headers(lines).end()
 
 
 def echo(pdu: Pdu, field: str) -> bytes | None:
@@ -109,8 +124,20 @@ def test_the_res_says_what_the_case_says(message: Path) -> None:
         assert of(answer.message, builtin(dialect_of(message)).fields[name].header) == raw
     # The peer reads it without a warning, in its own dialect.
     back = read_message(answer.message, dialect_of(message))
-    assert (back.type, back.get("status_code")) == ("MM4_forward.RES", said["status"])
-    assert {(p.field, p.rule) for p in back.problems} == {(name, "mandatory") for name, raw in ids.items() if raw is None}
+    tables = builtin(dialect_of(message))
+    kind = tables.answer_type(request.type or "MM4_forward.REQ") or ""
+    assert (back.type, back.get("status_code")) == (kind, said["status"])
+    demanded = {row.field for row in tables.pdus[kind] if row.presence == "mandatory"}
+    lacking = {(name, "mandatory") for name, raw in ids.items() if raw is None and name in demanded}
+    assert {(p.field, p.rule) for p in back.problems} == lacking
+
+
+@pytest.mark.parametrize("message", [c for c in CASES if read(c).type in REPORTS], ids=lambda p: p.stem)
+def test_a_report_about_an_unknown_message_is_answered_so(message: Path) -> None:
+    said, verdict = wanted(message), taken(message, known=False).verdict
+    status = "Error-message-not-found" if said["valid"] else said["status"]
+    assert verdict.status == status
+    assert [answer.status for answer in verdict.answers] == ([status] if read(message).ack_request else [])
 
 
 @pytest.mark.parametrize("message", SILENT, ids=lambda p: p.stem)
@@ -137,6 +164,9 @@ def test_a_res_ends_here_and_is_never_answered(message: Path) -> None:
     said = wanted(message)
     seen = taken(message)
     assert seen.verdict.answers == ()
-    assert seen.verdict.action is (Action.DISCARD if said["valid"] else Action.REJECT)
+    # One that says of which transaction it speaks, and what became of it, is taken whatever else is wrong with it.
+    wrong = {problem.field for problem in read(message).errors}
+    speaks = said["type"] is not None and not wrong & {None, "message_type", "transaction_id", "status_code"}
+    assert seen.verdict.action is (Action.DISCARD if speaks else Action.REJECT)
     arrivals = seen.gateway.ledger.arrivals
-    assert [a[1] for a in arrivals] == ([said["type"]] if said["valid"] else [])
+    assert [a[1] for a in arrivals] == ([said["type"]] if speaks else [])

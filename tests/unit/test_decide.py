@@ -382,6 +382,48 @@ def test_the_reason_in_a_res_is_one_printable_line() -> None:
     assert "X-Mms-Forward-Counter" in str(email.header.make_header(email.header.decode_header(text)))
 
 
+SHAPES: dict[str, list[tuple[str, str]]] = {
+    "bare-ids": [
+        ("Date", "Sun, 22 Nov 2026 10:00:00 +0000"), ("From", "system-user@mms.gw.example"),
+        ("To", "PostMaster@mms.north.example"), ("Subject", "MM4_forward.RES"),
+        ("Content-Type", "text/plain; charset=us-ascii"), ("X-Mms-Message-Type", "MM4_forward.RES"),
+        ("X-Mms-Originator-System", "system-user@mms.gw.example"), ("X-Mms-3GPP-MMS-Version", "5.5.0"),
+        ("X-Mms-Request-Recipients", "+491511000001"), ("X-Mms-Transaction-Id", '"t-1@mms.north.example"'),
+        ("X-Mms-Message-Id", '"m-1@mms.north.example"'), ("X-Mms-Message-Class", "Personal"),
+        ("X-Mms-Request-Status-Code", "Ok"), ("Message-ID", ""), ("MIME-Version", "1.0"),
+    ],
+    "minimal-res": [
+        ("From", "system-user@mms.gw.example"), ("X-Mms-3GPP-MMS-Version", "5.5.0"),
+        ("X-Mms-Transaction-ID", '"t-1@mms.north.example"'), ("X-Mms-Message-Type", "MM4_forward.RES"),
+        ("X-Mms-Message-ID", '"m-1@mms.north.example"'), ("X-Mms-Request-Status-Code", "Ok"),
+        ("Sender", "system-user@mms.gw.example"), ("To", "PostMaster@mms.north.example"), ("Message-ID", ""),
+    ],
+    "mbuni": [
+        ("X-Mms-3GPP-MMS-Version", "5.5.0"), ("X-Mms-Transaction-ID", '"t-1@mms.north.example"'),
+        ("X-Mms-Message-Type", "MM4_forward.RES"), ("X-Mms-Message-ID", '"m-1@mms.north.example"'),
+        ("X-Mms-Request-Status-Code", "Ok"), ("Sender", "system-user@mms.gw.example"),
+        ("To", "PostMaster@mms.north.example"), ("Message-ID", ""),
+    ],
+}  # fmt: skip
+"""What each shape looks like when we write it; ids echoed as they stood."""
+
+
+@pytest.mark.parametrize("dialect", SHAPES)
+def test_a_res_has_the_lines_of_its_dialect_in_their_order(dialect: str) -> None:
+    config = CONFIG.replace("    max_size: 1MB\n", f"    max_size: 1MB\n    dialect: {dialect}\n", 1)
+    (answer,) = arrive(gateway=Gateway(config)).verdict.answers
+    found = [(name, "" if name == "Message-ID" else value) for name, value in res(answer.message).items()]
+    assert found == SHAPES[dialect]
+
+
+def test_a_res_names_every_recipient_that_it_speaks_for() -> None:
+    config = CONFIG.replace("    max_size: 1MB\n", "    max_size: 1MB\n    dialect: bare-ids\n", 1)
+    numbers = ("+491511000001", "+491511000002")
+    opened = Gateway(config).peer("north").mail().rcpt(*(f"<{n}/TYPE=PLMN@mms.gw.example>" for n in numbers))
+    (answer,) = opened.headers(req()).end().verdict.answers
+    assert res(answer.message)["X-Mms-Request-Recipients"].split() == ["+491511000001,", "+491511000002"]
+
+
 # -- RES that come in
 
 

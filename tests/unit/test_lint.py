@@ -569,6 +569,22 @@ def test_dialects_that_mend_it_in_other_ways_are_named(
     ]  # fmt: skip
 
 
+def test_a_dialect_file_gives_the_rules(lint: Lint, file: Write, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "name: own\nextends: 3gpp\ntitle: One that wants an expiry\nfields:\n"
+        "  expiry: {header: X-Own-Expiry, source: page 9}\n"
+    )
+    done = lint("--json", "--dialect", str(own), GOOD)
+    assert (done.code, json.loads(done.out)["dialect"]) == (0, "own")
+    assert "this dialect writes X-Own-Expiry" in lint("--dialect", str(own), GOOD).out
+    own.write_text(own.read_text().replace("X-Own-Expiry", "To"))
+    wrong = lint("--dialect", str(own), GOOD)
+    assert (wrong.code, wrong.out) == (78, "")
+    assert "own.yaml:5: fields.expiry.header: To is the name of recipients already" in wrong.err
+    assert lint("--dialect", str(tmp_path / "none.yaml"), GOOD).code == 78
+
+
 def test_an_unknown_dialect_names_those_that_there_are(lint: Lint) -> None:
     done = lint("--dialect", "klingon", GOOD)
     assert (done.code, done.out) == (2, "")

@@ -353,3 +353,26 @@ def test_transit_that_cannot_be_written_is_answered() -> None:
     assert (seen.verdict.action, seen.verdict.status) == (Action.ACCEPT, "Error-message-format-corrupt")
     assert [a.status for a in seen.verdict.answers] == ["Error-message-format-corrupt"]
     assert seen.verdict.added == ((f"{TOKEN}@responder.mm4.invalid", "NOTIFY=NEVER"),)
+
+
+# -- forms that a dialect gives its addresses and hops
+
+MIXED = CONFIG.replace("    dialect: tyntec\n", "    dialect: mixed-body\n")
+
+
+def test_a_bare_to_is_written_where_the_dialect_has_it_so() -> None:
+    lines = local_req(To="+447700900201/TYPE=PLMN, Ann <+447700900202/TYPE=PLMN@mms.gw.example>")
+    out = send(lines, TO_TYNTEC, config=MIXED).edited()
+    assert [v.replace(b"\n", b"") for v in of(out, "To")] == [b"+447700900201, +447700900202@mms.gw.example"]
+    missing = send(local_req(To=None), TO_TYNTEC, config=MIXED)
+    assert of(missing.edited(), "To") == [b"+447700900201"]
+    assert [p for p in reread(missing, "mixed-body").problems if p.severity == "error"] == []
+
+
+def test_the_first_hop_loses_its_index_where_the_dialect_has_none() -> None:
+    hops = [("X-Mms-Previously-sent-by", b"0, +447700900007/TYPE=PLMN"), ("X-Mms-Previously-sent-by", b"1, Ann <+447700900008>")]
+    out = send([*local_req(), *hops], TO_TYNTEC, config=MIXED).edited()
+    assert of(out, "X-Mms-Forwarded-By") == [b"+447700900007/TYPE=PLMN", b"1, Ann <+447700900008>"]
+    assert of(out, "X-Mms-Previously-sent-by") == []
+    own = send([*local_req(), ("X-Mms-Forwarded-By", b"0, +447700900007/TYPE=PLMN")], TO_TYNTEC, config=MIXED).edited()
+    assert of(own, "X-Mms-Forwarded-By") == [b"+447700900007/TYPE=PLMN"]

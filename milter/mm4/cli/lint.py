@@ -13,7 +13,8 @@ from typing import BinaryIO
 import click
 import phonenumbers
 
-from ..protocol.dialect import Dialect, builtin, builtin_names
+from ..postfix.settings import read_dialect
+from ..protocol.dialect import Dialect, builtin, builtin_names, is_file
 from ..protocol.errors import PostfixError, UsageError
 from ..protocol.mailfile import PIECE, Mail, is_queue_file, mails
 from ..protocol.pdu import Pdu, Problem, Severity
@@ -33,20 +34,21 @@ def _region(context: click.Context, parameter: click.Parameter, value: str | Non
 
 
 def _dialects(value: str) -> list[Dialect]:
-    """The dialects that `--dialect` names: a built-in one, or all of them."""
+    """The dialects that `--dialect` names: a built-in one, a file's, or all built-in ones. Raises DialectError."""
     if value == ALL:
         return [builtin(name) for name in builtin_names()]
-    if value in builtin_names():
-        return [builtin(value)]
+    if value in builtin_names() or is_file(value):
+        return [read_dialect(value)]
     raise click.BadParameter(
-        f"there is no dialect {value!r}; there are: {', '.join([*builtin_names(), ALL])}", param_hint="--dialect"
+        f"there is no dialect {value!r}; there are: {', '.join([*builtin_names(), ALL])}, or the path of a .yaml file",
+        param_hint="--dialect",
     )
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--dialect", default="3gpp", show_default=True, metavar="NAME|all",
-              help=f"Whose rules: {', '.join(builtin_names())}, or each of them in turn.")  # fmt: skip
+@click.option("--dialect", default="3gpp", show_default=True, metavar="NAME|FILE|all",
+              help=f"Whose rules: {', '.join(builtin_names())}, a dialect file's, or all in turn.")  # fmt: skip
 @click.option(
     "--region", metavar="CC", callback=_region, help="Country in which national numbers are read, for example DE."
 )

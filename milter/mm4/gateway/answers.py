@@ -6,7 +6,9 @@ so that Postfix changes nothing on the way. A RES is never sent outside the peer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.dialect import Dialect
@@ -15,7 +17,7 @@ from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write
-from .config import Local, Peer, domain_of
+from .config import Peer, domain_of
 from .names import public_name, via
 from .routing import Side
 
@@ -42,26 +44,47 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
 
 
 def compose_answer(
-    pdu: Pdu, status: str, text: str | None, rcpt_to: str, side: Side, dialect: Dialect, token: str, now: datetime
+    pdu: Pdu,
+    status: str,
+    text: str | None,
+    rcpt_to: str,
+    served: Iterable[str],
+    side: Side,
+    dialect: Dialect,
+    token: str,
+    now: datetime,
 ) -> Answer:
-    """The RES to `pdu` with a request status, for `rcpt_to`. The same arguments give the same bytes."""
+    """The RES to `pdu` with a request status, for `rcpt_to`; what it says beside that is what the dialect's rows ask.
+
+    `served` are the recipients of whom it speaks, by `Address.key`. The same arguments give the same bytes.
+    """
     peer = side.peer
     assert peer is not None
     request = pdu.type or "MM4_forward.REQ"
     answer_type = dialect.answer_type(request) or "MM4_forward.RES"
     local = side.local
-    values = {
-        "transaction_id": _echo(pdu, "transaction_id"),
-        "message_id": _echo(pdu, "message_id"),
+    system = parse_address(local.system_address)
+    offers: dict[str, Any] = {
         "status_code": status,
-        "status_text": text,
-        "sender": _system(local),
+        "sender": system,
+        "sender_header": system,
+        "originator_system": system,
         "recipients": Verbatim(rcpt_to),
+        "request_recipients": tuple(parse_address(key) for key in served),
         "date": now,
+        "subject": dialect.types[answer_type].written,
+        "message_class": "Personal",
         "content_type": Verbatim("text/plain; charset=us-ascii"),
     }
+    written = dialect.written(answer_type)
+    values = {name: value for name, value in offers.items() if name in written}
+    # Said wherever there is something to say, and a place for it.
+    said = {"transaction_id": _echo(pdu, "transaction_id"), "message_id": _echo(pdu, "message_id"), "status_text": text}
+    values |= {name: value for name, value in said.items() if (answer_type, name) in dialect.row_of}
     lines = write(answer_type, values, dialect, partial=True)
-    lines += [("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"), ("MIME-Version", "1.0")]
+    lines.append(("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"))
+    if "content_type" in written:
+        lines.append(("MIME-Version", "1.0"))
     mail_from = local.system_address if peer.mail_from == "system" else ""
     return Answer(via(rcpt_to, side.name), mail_from, answer_type, status, join(lines, b""))
 
@@ -81,7 +104,3 @@ def _echo(pdu: Pdu, name: str) -> Verbatim | None:
             continue
         return Verbatim(text)
     return None
-
-
-def _system(local: Local) -> Address:
-    return parse_address(local.system_address)

@@ -199,9 +199,7 @@ class _Decision:
             return self._refuse(reply, status, reason)
         if rcpt_to is None:
             return self._refuse(NO_RES_ADDRESS, status, reason)
-        answer = compose_answer(
-            self.pdu, status, _one_line(reason), rcpt_to, self.side, self.dialect, self.mail.token, self.mail.now
-        )
+        answer = self._answer(status, _one_line(reason), rcpt_to)
         return Verdict(
             Action.ACCEPT,
             ACCEPTED,
@@ -223,9 +221,7 @@ class _Decision:
         if self.side.peer is not None and self._answerable():
             rcpt_to = answer_address(self.pdu, self.mail.mail_from, self.side)
             if rcpt_to is not None:
-                answer = compose_answer(
-                    self.pdu, "Ok", None, rcpt_to, self.side, self.dialect, self.mail.token, self.mail.now
-                )
+                answer = self._answer("Ok", None, rcpt_to)
             elif not self.monitor:
                 return self._refuse(NO_RES_ADDRESS, DENIED, "X-Mms-Originator-System is outside the peer's domains")
         try:
@@ -310,6 +306,13 @@ class _Decision:
         """A RES was asked for, and answering cannot start a loop (class Auto from nobody is a machine's)."""
         automatic = self.pdu.get("message_class") == "Auto" and not self.mail.mail_from
         return self.pdu.ack_request and not automatic
+
+    def _answer(self, status: str, text: str | None, rcpt_to: str) -> Answer:
+        # A report has one recipient, and its RES no place to name him.
+        served = dict.fromkeys(_number(r) for r in self.targets if _number(r)) if self.report is None else ()
+        return compose_answer(
+            self.pdu, status, text, rcpt_to, served, self.side, self.dialect, self.mail.token, self.mail.now
+        )
 
     def _record(
         self,

@@ -35,6 +35,7 @@ __all__ = [
     "system_sender",
 ]
 
+_FIRST_INDEX = re.compile(r"\s*0+\s*,\s*")
 _INDEXED = re.compile(r"\s*\d+\s*,")  # RFC 4356 2.1.3.2: index, comma, address
 
 _OF_REPORTS = frozenset({"mms_version", "transaction_id", "date", "recipients", "originator_system"})
@@ -119,7 +120,7 @@ def _write_field(
     several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
     if places[0].name.lower() in own:
         for place, line in zip(places, _lines(field, places, pdu, target), strict=True):
-            new = wanted if wanted is not None else _international(field, place, pdu) or line
+            new = wanted if wanted is not None else _respelled(field, place, pdu, target) or line
             if new is not None and new != place.raw.decode("latin-1"):
                 yield Edit("change", _changeable(place).name, place.occurrence, new)
         return
@@ -134,10 +135,17 @@ def _write_field(
 
 
 def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -> list[str]:
-    """What the lines of a field say, as they stood; a hop that came without its index gets the one it was read with."""
+    """What the lines of a field say, as they stood; a hop that came without its index gets the one it was read with.
+
+    Where the dialect writes the first hop without an index, that goes.
+    """
     stood = [place.raw.decode("latin-1") for place in places]
     values = pdu.get(field.name)
-    if field.kind != "indexed_addresses" or not isinstance(values, tuple) or len(values) != len(stood):
+    if field.kind != "indexed_addresses":
+        return stood
+    if field.form == "unindexed":
+        return [_FIRST_INDEX.sub("", line) for line in stood]
+    if not isinstance(values, tuple) or len(values) != len(stood):
         return stood
     return [
         line if _INDEXED.match(line) else write_value(value, field, target)
@@ -152,17 +160,22 @@ def _changeable(place: Found) -> Found:
     return place
 
 
-def _international(field: Field, place: Found, pdu: Pdu) -> str | None:
-    """The line with every national number in E.164 form; None where nothing needs it."""
+def _respelled(field: Field, place: Found, pdu: Pdu, target: Dialect) -> str | None:
+    """The line with every national number in E.164 form, and numbers bare where the dialect has them so; None where
+    nothing needs it.
+    """
     if field.name not in ("sender", "recipients", "sender_header"):
         return None
     value = pdu.get(field.name)
     known = {a.text.strip(): a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, Address)}
     text = place.raw.decode("latin-1")
     members = [known.get(m) for m in (split_list(text) if field.kind == "addresses" else [text.strip(" \t,;")])]
-    if None in members or not any(a and a.completed for a in members):
+    if None in members or not (field.form or any(a and a.completed for a in members)):
         return None
-    return ",\n ".join(a.write() for a in members if a is not None and a.kind is not Kind.INVALID)
+    valid = tuple(a for a in members if a is not None and a.kind is not Kind.INVALID)
+    if not valid:
+        return None
+    return write_value(valid if field.kind == "addresses" else valid[0], field, target)
 
 
 def completions(
