@@ -26,7 +26,7 @@ _COMMANDS = {
     "init": ("init", "Ask a few questions and write a first configuration."),
     "config": ("config", "Show the effective configuration, or the documented example."),
     "check": ("check", "Check configuration, store, sockets and Postfix; print what is wrong and what mends it."),
-    "lint": ("lint", "Read PDUs and say what they break."),
+    "lint": ("lint", "Read PDUs and say what they break, and what mends it."),
     "explain": ("explain", "Say what the gateway would do with a message. No side effect."),
     "route": ("route", "Say where a number goes, and which rule says so."),
     "send": ("send", "Compose an MMS and submit it."),
@@ -34,7 +34,7 @@ _COMMANDS = {
     "trace": ("trace", "The whole life of a message."),
     "postfix": ("postfix", "Postfix's tables and wiring."),
     "sandbox": ("sandbox", "A private Postfix with this gateway on loopback."),
-    "demo": ("demo", "Two sandboxes exchange an MMS; shows what crosses."),
+    "demo": ("demo", "Two sandboxes exchange an MMS and its reports; shows what crosses."),
 }
 
 
