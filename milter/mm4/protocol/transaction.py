@@ -30,6 +30,10 @@ class State(enum.StrEnum):
     """Postfix has the message (the responder has seen its token)."""
     WAITING = "waiting"
     """Sent to a peer, whose RES is awaited."""
+    OVERDUE = "overdue"
+    """The RES did not come in time; it may come yet, and the REQ may be sent again."""
+    FAILED = "failed"
+    """No RES came for the last time that the REQ was sent."""
     ANSWERED = "answered"
     """The RES is out (inward) or in (outward); `status` is what it said."""
     REFUSED = "refused"
@@ -38,6 +42,8 @@ class State(enum.StrEnum):
     """Postfix, or the next hop later, could not deliver it."""
     ENDED = "ended"
     """The PDU ended here (a RES) and nothing follows."""
+    DUPLICATE = "duplicate"
+    """A REQ that had come before: not delivered again, answered as the first one was."""
     SUPPRESSED = "suppressed"
     """A report that the originator had not asked for: kept here, and sent to nobody."""
 
@@ -76,6 +82,10 @@ class Transaction:
     read_reply: bool = False
     report: str | None = None
     """What a report says: its MM status or read status."""
+    due_at: datetime | None = None
+    """When its RES is overdue, or it is to be sent again."""
+    attempts: int = 0
+    """How often it was sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +130,13 @@ class Message:
     answer_queue_id: str | None = None
     source: str | None = None
     """None where it follows from the direction: what comes in comes from its peer, what goes out from `local`."""
+    digest: str | None = None
+    """Of what makes a REQ this one beside its ids: another with the same ids and another digest is no duplicate."""
+    size: int | None = None
+    """Bytes on the wire, as the client said at MAIL."""
+    expires_at: datetime | None = None
+    """X-Mms-Expiry: nothing is sent again after it."""
+    reply_to: str | None = None
+    """Where the RES of an MMSC that answers itself goes: the originator system, without brackets and next hop."""
+    copy_of: str | None = None
+    """Token of the message that this one is a duplicate of."""

@@ -85,6 +85,11 @@ def _message_row(message: Message) -> dict[str, Any]:
         "answer_status": answer.status if answer else None,
         "answer_text": answer.message if answer else None,
         "source": message.source,
+        "digest": message.digest,
+        "size": message.size,
+        "expires_at": message.expires_at,
+        "reply_to": message.reply_to,
+        "copy_of": message.copy_of,
     }
 
 
@@ -106,6 +111,8 @@ def _transaction_rows(message: Message) -> list[dict[str, Any]]:
             "read_reply": transaction.read_reply,
             "updated_at": message.recorded_at,
             "report": transaction.report,
+            "due_at": transaction.due_at,
+            "attempts": transaction.attempts,
         }
         for transaction in message.transactions
     ]
@@ -181,6 +188,11 @@ def _message(row: Row[Any], children: Iterable[Row[Any]]) -> Message:
         accepted_at=row.accepted_at,
         answered_at=row.answered_at,
         answer_queue_id=row.answer_queue_id,
+        digest=row.digest,
+        size=row.size,
+        expires_at=row.expires_at,
+        reply_to=row.reply_to,
+        copy_of=row.copy_of,
     )
 
 
@@ -196,4 +208,6 @@ def _transaction(row: Row[Any]) -> Transaction:
         delivery_report=row.delivery_report,
         read_reply=row.read_reply,
         report=row.report,
+        due_at=row.due_at,
+        attempts=row.attempts or 0,
     )

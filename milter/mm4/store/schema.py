@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 __all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "generation", "messages", "metadata", "transactions"]
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -92,6 +92,11 @@ messages = Table(
     Column("answer_status", String()),
     Column("answer_text", LargeBinary()),
     Column("source", String()),
+    Column("digest", String()),
+    Column("size", BigInteger()),
+    Column("expires_at", UtcDateTime()),
+    Column("reply_to", String()),
+    Column("copy_of", String()),
     Index("ix_messages_queue_id", "queue_id"),
 )
 
@@ -118,11 +123,17 @@ transactions = Table(
     Column("read_reply", Boolean(), nullable=False),
     Column("updated_at", UtcDateTime(), nullable=False),
     Column("report", String()),
+    Column("due_at", UtcDateTime()),
+    Column("attempts", Integer()),
     Index("ix_transactions_token", "token"),
     Index("ix_transactions_message_id", "message_id"),
     # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.
     Index("ix_transactions_correlation", "transaction_id", "peer", "direction"),
 )
+
+# Holds only what a timer looks at, so that it stays small however many transactions are kept.
+_due = transactions.c.due_at.is_not(None)
+Index("ix_transactions_due", transactions.c.due_at, sqlite_where=_due, postgresql_where=_due)
 
 # An event may be about a token that this store does not hold (a backup was restored): no foreign key there.
 events = Table(
