@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fake import req
 from mm4.postfix.settings import read_dialect
 from mm4.protocol import dialect as tables
-from mm4.protocol.dialect import builtin, builtin_names, parse_dialect
-from mm4.protocol.dialectfile import FieldRow, PduRow, StatusRow, Table, TypeRow, checked
+from mm4.protocol.dialect import builtin, builtin_names
+from mm4.protocol.dialectfile import FieldRow, PduRow, StatusRow, Table, TypeRow, checked, parse_dialect
 from mm4.protocol.errors import ConfigError, DialectError
 from mm4.protocol.headers import Header
 from mm4.protocol.located import models
@@ -438,3 +438,27 @@ def test_every_key_stands_on_the_page_as_the_schema_describes_it() -> None:
         assert list(models(Table.model_fields[section].annotation)) == [model]
         wanted |= {f"{section}.{key}": info.description for key, info in model.model_fields.items()}
     assert documented == wanted
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "version:", "ids:", "fields: {expiry: {header: , source: s}}", "fields: {priority: {values: , source: s}}",
+        "fields: {priority: {spellings: {Hot: }, source: s}}", "types: {MM4_forward.REQ: {written: , source: s}}",
+        "statuses: {Ok: {spellings: , source: s}}", "pdus:", "fields: {date: {lenient: , source: s}}",
+    ],
+)  # fmt: skip
+def test_a_key_without_a_value_is_refused_with_its_line(table: str) -> None:
+    """Read as left out it would pass the checks, and break every message."""
+    with pytest.raises(DialectError) as caught:
+        parse_dialect(f"name: own\nextends: 3gpp\ntitle: own\n{table}\n", NAME)
+    assert all(problem.startswith(f"{NAME}:4: ") for problem in caught.value.problems)
+
+
+def test_a_lenient_field_that_stands_there_unreadable_is_a_warning() -> None:
+    own = parse_dialect("name: own\nextends: 3gpp\ntitle: own\nfields:\n  date: {lenient: true, source: trace}\n", NAME)
+    headers = [Header(name, value) for name, value in req(Date="yesterday")]
+    found = read(headers, own)
+    assert [(p.field, p.severity) for p in found.problems] == [("date", "warning")]
+    missing = read([h for h in headers if h.name != "Date"], own)
+    assert [(p.field, p.severity, p.rule) for p in missing.problems] == [("date", "error", "mandatory")]

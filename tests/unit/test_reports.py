@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fake import CONFIG, NOW, TOKEN, Gateway, Headers, Ledger, Seen
+from mm4.gateway.configfile import dialect_files, parse_config
 from mm4.gateway.names import strip_via
 from mm4.gateway.reports import REPORTS
 from mm4.gateway.verdict import Action
@@ -347,14 +348,29 @@ def test_a_report_to_an_originator_without_a_route_goes_to_his_peer(originator: 
 
 @pytest.mark.parametrize("rcpt", ["12345/TYPE=PLMN@mms.north.example", "+3512345678@mms.gw.example"])
 def test_nothing_but_a_report_goes_where_no_route_leads(rcpt: str) -> None:
+    """From a system it is taken at RCPT, alone, and refused at the end; those before and behind him are not lost."""
     from fake import req
 
-    system = gateway().peer("local").mail("<system-user@mms.gw.example>").rcpt(f"<{rcpt}>", f"<{THEIRS}@mms.gw.example>")
-    assert [reply.code for reply in system.replies[1:]] == [250, 250]
-    system.headers(req()).end()
-    assert (system.verdict.action, str(system.reply)[:9]) == (Action.REJECT, "550 5.1.1"), "whole: nobody is left out"
+    served = f"<{THEIRS}@mms.gw.example>"
+    last = gateway().peer("local").mail("<system-user@mms.gw.example>").rcpt(served, f"<{rcpt}>")
+    assert [reply.code for reply in last.replies[1:]] == [250, 550]
+    assert last.headers(req()).end().verdict.action is Action.ACCEPT
+    first = gateway().peer("local").mail("<system-user@mms.gw.example>").rcpt(f"<{rcpt}>", served)
+    assert [reply.code for reply in first.replies[1:]] == [250, 452], "the other one comes again"
+    first.headers(req()).end()
+    assert (first.verdict.action, str(first.reply)[:9]) == (Action.REJECT, "550 5.1.1")
     person = gateway().peer("local").mail(f"<{OURS}@mms.gw.example>").rcpt(f"<{rcpt}>")
     assert person.reply.code == 550
+
+
+def test_monitor_loses_nobody_either() -> None:
+    from fake import req
+
+    lines_ = req(X_Mms_Forward_Counter="11", Sender="a@mms.watched.example")
+    opened = gateway().peer("watched").mail("<system-user@mms.watched.example>").rcpt("<+447700900101@mms.gw.example>")
+    assert opened.reply.code == 250
+    opened.headers(lines_).end()
+    assert (opened.verdict.action, opened.reply.code) == (Action.REJECT, 550)
 
 
 def test_a_peer_that_wants_null_senders_gets_them() -> None:
@@ -406,3 +422,59 @@ def test_a_report_from_nobody_is_acked_but_never_one_of_class_auto() -> None:
 def test_a_report_about_a_report_is_about_nothing_known() -> None:
     """The store gives forward.REQs only; what it would give for the report's own id is nothing."""
     assert from_peer([], X_Mms_Message_ID='"r-1"').verdict.status == NOT_FOUND
+
+
+# -- the originator, and nobody else
+
+
+def test_a_report_whose_originator_is_no_longer_ours_goes_to_nobody_else() -> None:
+    seen = from_peer([sent(originator="+4915120001")], rcpt=f"<{OURS}/TYPE=PLMN@mms.gw.example>")
+    assert (seen.verdict.action, str(seen.reply)[:9]) == (Action.REJECT, "550 5.1.1")
+    assert "+4915120001" in (seen.verdict.reason or "")
+
+
+def test_an_application_of_ours_is_told_by_its_short_code() -> None:
+    seen = from_peer([sent(originator="12345")], rcpt="<12345/TYPE=PLMN@mms.gw.example>")
+    assert seen.verdict.added[0] == ("12345@mmsc.gw.example", "NOTIFY=FAILURE")
+    assert seen.gateway.ledger.messages[0].transactions[0].recipient == "12345"
+
+
+def test_a_report_about_a_message_between_two_of_ours_follows_the_same_rule() -> None:
+    """Our MMSC's REQ to a number of ours went inward; so does the report, where it was asked for."""
+    number = "+491511000009"
+    asked = from_local([came("local", source="local", originator=number)], rcpt=f"<{number}@mms.gw.example>")
+    assert asked.verdict.added[0] == (f"{number}@mmsc.gw.example", "NOTIFY=FAILURE")
+    silent = from_local([came("local", source="local", originator=number, delivery_report=False)], rcpt=f"<{number}@mms.gw.example>")
+    assert silent.verdict.action is Action.DISCARD
+    assert silent.gateway.ledger.messages[0].transactions[0].state is State.SUPPRESSED
+
+
+def test_a_right_to_stays_as_it_was_written_and_of_several_lines_one_is_left() -> None:
+    written = f"Ann Example <{THEIRS}/TYPE=PLMN@mms.north.example>"
+    assert values(from_local([came()], To=written))["to"] == written
+    seen = from_local([came()], To="+447700900198/TYPE=PLMN", Cc="+447700900199/TYPE=PLMN")
+    assert values(seen)["to"] == f"{THEIRS}/TYPE=PLMN"
+    assert "cc" not in values(seen)
+
+
+def test_a_request_of_the_originators_system_counts_as_one() -> None:
+    """X-Mms-Originator-R/S-Delivery-Report asks for a delivery report too (TS 23.140 8.4.1)."""
+    from fake import req
+
+    lines_ = [*req(X_Mms_Delivery_Report="No"), ("X-Mms-Originator-R/S-Delivery-Report", b"Yes")]
+    seen = gateway().peer("north").mail().rcpt().headers(lines_).end()
+    assert seen.gateway.ledger.messages[0].transactions[0].delivery_report is True
+
+
+def test_a_word_that_only_the_reporters_dialect_knows_is_written_as_the_other_peer_reads_it() -> None:
+    through = sent("tyntec", source="hub", originator="+34600000001")
+    config = CONFIG.replace("    dialect: tyntec\n", "    dialect: own.yaml\n")
+    own = "name: own\nextends: tyntec\ntitle: own\nfields:\n  mm_status: {spellings: {Delivered: Retrieved}, source: trace}\n"
+    ledger = Ledger()
+    ledger.history = [through]
+    parsed = parse_config(config, "mm4.yaml", {str(path): own for path in dialect_files(config, "mm4.yaml")})
+    content = lines(DELIVERY, of=THEIRS, to="+34600000001", domain="mm4.tyntec.example", tyntec=True, X_Mms_MM_Status_Code="Delivered")
+    opened = Gateway(parsed, ledger).peer("tyntec").mail("<system@mm4.tyntec.example>")
+    seen = opened.rcpt("<+34600000001/TYPE=PLMN@mms.gw.example>").headers(content).end()
+    assert seen.verdict.action is Action.ACCEPT, seen.verdict.reason
+    assert values(seen)["x-mms-mm-status-code"] == "Retrieved"

@@ -431,3 +431,10 @@ def test_what_a_report_says_and_where_a_message_came_from_are_kept(store: Store)
     assert found == message
     (traced,) = store.trace("m-1")
     assert (traced["report"], traced["originator"]) == ("Retrieved", SENDER)
+
+
+def test_a_suppressed_report_cannot_be_answered(store: Store) -> None:
+    suppressed = transaction(state=State.SUPPRESSED, report="Read")
+    message = kept(store, mail(suppressed, type="MM4_read_reply_report.REQ", direction=Direction.OUT))
+    assert receive(store, type="MM4_read_reply_report.RES") == 0
+    assert states(store, message) == [("suppressed", None)]

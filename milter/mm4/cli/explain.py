@@ -8,15 +8,13 @@ from typing import Any
 
 import click
 
-from ..gateway.names import RESPONDER_DOMAIN, strip_via
-from ..gateway.routing import LOCAL, Router
+from ..gateway.names import strip_via
+from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
 from ..postfix.seen import seen
 from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
-from ..protocol.address import parse_address
 from ..protocol.errors import Reply
-from ..protocol.transaction import Direction
 from .lint import read_bytes
 from .options import config_option, echo_json, json_option, store_of
 
@@ -87,7 +85,7 @@ def explanation(
     for header in seen(message):
         session.header(header.name, header.value)
     verdict = session.verdict()
-    _redirect(recipients, verdict, router)
+    _redirect(recipients, verdict)
     return result | _verdict(verdict, mail_from, recipients)
 
 
@@ -110,18 +108,15 @@ def _recipient(rcpt: str, reply: Reply, accepted: Recipient | None) -> dict[str,
     }
 
 
-def _redirect(recipients: list[dict[str, Any]], verdict: Verdict, router: Router) -> None:
+def _redirect(recipients: list[dict[str, Any]], verdict: Verdict) -> None:
     """A report goes to the originator of its message and nobody else, whatever its envelope says."""
-    forwarded = [strip_via(address) for address, _ in verdict.added if not address.endswith("@" + RESPONDER_DOMAIN)]
-    if len(forwarded) != 1 or forwarded[0] in {recipient["becomes"] for recipient in recipients}:
+    (target, *others) = verdict.targets or (None,)
+    where = target.destination if target is not None and not others else None
+    if where is None or where.becomes is None or strip_via(where.becomes) in {r["becomes"] for r in recipients}:
         return
-    name = verdict.record.peer if verdict.record and verdict.record.direction is Direction.OUT else LOCAL
-    peer = router.config.peers.get(name)
-    found = router.route(parse_address(forwarded[0]))
-    next_hop = peer.next_hop if peer else found.next_hop if found else None
     for recipient in recipients:
         if recipient["peer"] is not None:
-            recipient |= {"peer": name, "becomes": forwarded[0], "next_hop": next_hop}
+            recipient |= {"peer": where.side, "becomes": strip_via(where.becomes), "next_hop": where.next_hop}
 
 
 def _verdict(verdict: Verdict, mail_from: str, recipients: list[dict[str, Any]]) -> dict[str, Any]:

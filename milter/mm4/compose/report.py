@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 from ..protocol.address import Kind, parse_address
-from ..protocol.dialect import builtin
 from ..protocol.errors import UsageError
 from ..protocol.headers import join
 from .addressee import addressee
@@ -44,10 +43,7 @@ def delivery_report(
     """
     values: dict[str, Any] = {"mm_status": enumerated("mm_status", status), "status_text": text}
     if extension is not None:
-        field = builtin("3gpp").fields.get(_EXTENSION)
-        if field is None:
-            raise UsageError("X-Mms-MM-Status-Extension is not in the tables of this version")
-        values[_EXTENSION] = enumerated(_EXTENSION, extension) if field.kind == "enumeration" else extension
+        values[_EXTENSION] = enumerated(_EXTENSION, extension)
     return _report("MM4_delivery_report.REQ", values, reporter, originator, message_id, transaction_id, date, region)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..protocol.dialect import check_name, is_file, parse_dialect
+from ..protocol.dialect import check_name, is_file
+from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import ConfigError, DialectError
 from ..protocol.located import Document, Path, dotted, explain
 from .config import Config

@@ -6,7 +6,7 @@ is the order of design section 2: what is it, is it right, where does it go, wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from .answers import answer_address, compose_answer
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
-from .reports import REPORTS, addressee, original_of, outward_values
+from .reports import REPORTS, addressees, original_of, outward_values
 from .rewriting import (
     COMPLETABLE,
     commit_recipient,
@@ -79,8 +79,7 @@ class _Decision:
         self.report = REPORTS.get(self.pdu.type or "")
         keys = (r.destination.number for r in mail.recipients if r.destination and r.destination.number)
         self.original = original_of(self.pdu, side, mail.originals, keys)
-        back = addressee(self.original, router) if self.original else None
-        self.targets = (back,) if back else numbers
+        self.targets = numbers if self.original is None else addressees(self.original, router, numbers)
         """Whom the message goes to: the envelope's subscribers; a report's only the originator."""
         self.monitor = side.peer is not None and side.peer.on_violation == "monitor"
 
@@ -95,8 +94,9 @@ class _Decision:
         finding = self._finding()
         if finding is not None:
             return self._violation(*finding)
-        if not self.targets or (self.report is None and any(self._homeless())):
-            return self._refuse(NOT_SERVED, None, "a recipient is no subscriber, and this is neither bounce nor report")
+        if not self.targets:
+            away = f"no way leads to {self.original.originator}, its originator" if self.original else None
+            return self._refuse(NOT_SERVED, None, away or "no subscriber among the recipients, and this is no report")
         return self._forward()
 
     # -- what is it
@@ -133,12 +133,6 @@ class _Decision:
             if len(place.raw) >= MAX_CHANGED:
                 return CORRUPT, f"{place.name} is too long to be changed"
         return None
-
-    def _homeless(self) -> Iterator[Recipient]:
-        """Recipients who were accepted because this might be a bounce or a report."""
-        for recipient in self.mail.recipients:
-            if recipient.destination and recipient.destination.side == HOME and recipient.destination.number:
-                yield recipient
 
     def _circles(self) -> bool:
         received = sum(1 for h in self.mail.headers if h.name.lower() == "received")
@@ -224,8 +218,11 @@ class _Decision:
                 answer = self._answer("Ok", None, rcpt_to)
             elif not self.monitor:
                 return self._refuse(NO_RES_ADDRESS, DENIED, "X-Mms-Originator-System is outside the peer's domains")
+        unasked = self.report is not None and not (self.original and self.report.wanted(self.original))
+        if unasked and (target.side != LOCAL or self.side.peer is None):
+            return self._suppressed(target.side, answer)
         try:
-            verdict = self._inward() if target.side == LOCAL else self._outward(target.side, answer)
+            verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
         except ProtocolError as error:
             # The message cannot be written as the peer's dialect wants it.
             if self.side.peer is not None and not self.monitor:
@@ -243,9 +240,7 @@ class _Decision:
         record = self._record(Direction.IN, self.side.name, State.RECORDED, None)
         return self._accept(sender, parameters, inward_edits(self.pdu), record)
 
-    def _outward(self, name: str, answer: Answer | None) -> Verdict:
-        if self.report is not None and not (self.original and self.report.wanted(self.original)):
-            return self._suppressed(name, answer)
+    def _outward(self, name: str) -> Verdict:
         peer = self.router.config.peers[name]
         dialect = self.router.dialects[peer.dialect]
         completed = completions(
@@ -268,19 +263,23 @@ class _Decision:
 
     def _suppressed(self, name: str, answer: Answer | None) -> Verdict:
         """A report that the originator had not asked for: kept, answered where an ack was asked for, and not sent."""
-        record = self._record(Direction.OUT, name, State.SUPPRESSED, None, ack_requested=False)
+        direction = Direction.IN if name == LOCAL else Direction.OUT
+        record = self._record(direction, name, State.SUPPRESSED, None, ack_requested=False)
+        record = replace(record, answer=answer)
         reason = "the originator did not ask for this report"
         if answer is None:
-            return Verdict(Action.DISCARD, ENDED, self.direction, self.pdu, reason=reason, record=record)
+            return Verdict(Action.DISCARD, ENDED, self.direction, self.pdu, status="Ok", reason=reason, record=record)
         return Verdict(
             Action.ACCEPT,
             ACCEPTED,
             self.direction,
             self.pdu,
+            status="Ok",
             reason=reason,
             deleted=tuple(r.raw for r in self.mail.recipients),
             added=(commit_recipient(self.mail.token),),
             record=record,
+            answers=(answer,),
         )
 
     def _accept(self, sender: str, parameters: str, edits: list[Edit], record: Message) -> Verdict:
@@ -293,6 +292,7 @@ class _Decision:
             mail_from_parameters=parameters,
             deleted=tuple(r.raw for r in self.mail.recipients),
             added=(*replacements(self.targets), commit_recipient(self.mail.token)),
+            targets=self.targets,
             edits=tuple(in_order(edits)),
             record=record,
         )
@@ -308,8 +308,7 @@ class _Decision:
         return self.pdu.ack_request and not automatic
 
     def _answer(self, status: str, text: str | None, rcpt_to: str) -> Answer:
-        # A report has one recipient, and its RES no place to name him.
-        served = dict.fromkeys(_number(r) for r in self.targets if _number(r)) if self.report is None else ()
+        served = dict.fromkeys(_number(r) for r in self.targets if _number(r))
         return compose_answer(
             self.pdu, status, text, rcpt_to, served, self.side, self.dialect, self.mail.token, self.mail.now
         )

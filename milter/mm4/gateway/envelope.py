@@ -12,7 +12,7 @@ from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
 from .config import domain_of
 from .names import TOKEN, is_private
-from .outcomes import NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
+from .outcomes import ALONE, NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
 from .routing import LOCAL, Router, Side
 from .verdict import Destination, Recipient
 
@@ -65,8 +65,13 @@ def receive(
     destination = _destination(router, side, mail_from, bare(path))
     if destination is None:
         return Recipient(path, NOT_SERVED)
+    accepted = [r.destination for r in earlier if r.reply.positive and r.destination]
+    if destination.side == HOME and destination.number and accepted:
+        return Recipient(path, NOT_SERVED)
+    if any(d.side == HOME and d.number for d in accepted):
+        return Recipient(path, ALONE)
     if destination.side != HOME:
-        others = {r.destination.side for r in earlier if r.reply.positive and r.destination} - {HOME, destination.side}
+        others = {d.side for d in accepted} - {HOME, destination.side}
         if others:
             return Recipient(path, ONE_PEER)
         link = router.config.peers.get(destination.side)
@@ -103,7 +108,8 @@ def _automatic(mail_from: str, known: bool, address: Address) -> bool:
 
     A bounce of what we sent comes to a sender whose number need not be in our ranges, from nobody. A report comes from
     a system address, or from nobody, and goes to the originator of a message, to whom no route need lead: the end of
-    the message tells. Any other message to such a recipient is refused there.
+    the message tells. Any other message to such a recipient is refused there, so it has no other recipient: those
+    before him are served without him, those behind him come again.
     """
     if not mail_from:
         return known

@@ -13,6 +13,7 @@ from ..protocol.errors import Reply
 
 __all__ = [
     "ACCEPTED",
+    "ALONE",
     "DRAINING",
     "ENDED",
     "LIMITS",
@@ -48,6 +49,7 @@ STRANGER = Reply(550, "5.7.1", "This host exchanges MMS with its peers only")
 WRONG_SENDER = Reply(550, "5.7.1", "Sender address is not in this peer's domains")
 TOO_LARGE = Reply(552, "5.3.4", "Message exceeds the size agreed for this link")
 NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
+ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")
 ONE_PEER = Reply(452, "4.5.3", "Recipients of one operator per message, send the others again")
 NO_RES_ADDRESS = Reply(550, "5.7.1", "No address for the acknowledgement in this peer's domains")
 DRAINING = Reply(421, "4.3.2", "Service restarting, connect again")

@@ -18,9 +18,9 @@ from ..protocol.transaction import Direction, Original
 from .config import Local
 from .outcomes import RECIPIENT_OK
 from .routing import LOCAL, Router, Side
-from .verdict import Question, Recipient
+from .verdict import Destination, Question, Recipient
 
-__all__ = ["REPORTS", "Report", "addressee", "original_of", "outward_values", "question_of"]
+__all__ = ["REPORTS", "Report", "addressees", "original_of", "outward_values", "question_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Report:
         """Whether the originator asked for such a report."""
         return bool(getattr(original, self.asked))
 
+
+_TOLD = (Kind.E164, Kind.SHORT_CODE, Kind.EMAIL)
 
 REPORTS: Mapping[str, Report] = MappingProxyType(
     {
@@ -76,18 +78,21 @@ def original_of(pdu: Pdu, side: Side, originals: Iterable[Original], named: Iter
     return next((o for o in fitting if o.originator in keys), fitting[0] if fitting else None)
 
 
-def addressee(original: Original, router: Router) -> Recipient | None:
-    """The originator of a message, as a report about it is addressed to him; None where no way leads there."""
+def addressees(original: Original, router: Router, named: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
+    """The originator of a message, as a report about it is addressed to him; empty where no way leads there.
+
+    Where his peer is gone from the configuration, or his number from our ranges, the way that the envelope found to
+    him (`named`) is as good as any; whoever else the envelope names gets nothing.
+    """
     address = parse_address(original.originator)
-    if address.kind not in (Kind.E164, Kind.SHORT_CODE, Kind.EMAIL):
-        return None
-    if original.source != LOCAL:
-        if original.source not in router.config.peers:
-            return None
-        destination = router.outward(address, original.source, "the message came from there")
-        return Recipient(destination.becomes or "", RECIPIENT_OK, destination)
-    found = router.route(address)
-    return Recipient(address.write(), RECIPIENT_OK, found) if found is not None and found.side == LOCAL else None
+    found: Destination | None = None
+    if original.source in router.config.peers and address.kind in _TOLD:
+        found = router.outward(address, original.source, "the message came from there")
+    elif original.source == LOCAL:
+        found = router.inward(address)
+    if found is not None:
+        return (Recipient(address.write(), RECIPIENT_OK, found),)
+    return tuple(r for r in named if r.destination and r.destination.number == original.originator)
 
 
 def outward_values(pdu: Pdu, original: Original, local: Local) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..protocol.address import Address, Kind, parse_address, split_list
 from ..protocol.dialect import Dialect, Field
 from ..protocol.errors import ProtocolError
 from ..protocol.pdu import Found, Pdu
+from ..protocol.values import READERS, Unreadable
 from ..protocol.writer import Verbatim, write_value
 from .config import Local, Peer
 from .edits import MAX_CHANGED, Edit
@@ -117,7 +118,14 @@ def _write_field(
     if not places:
         yield Edit("add", field.header, 0, wanted)
         return
+    if field.name not in values and not _understood(field, places[0], pdu, target):
+        wanted = write_value(pdu.get(field.name), field, target)
     several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
+    if places[0].name.lower() in own and wanted is not None and field.kind == "addresses":
+        # To and Cc are one list: the first line says it all.
+        for place in places[1:]:
+            yield Edit("delete", _changeable(place).name, place.occurrence)
+        places = places[:1]
     if places[0].name.lower() in own:
         for place, line in zip(places, _lines(field, places, pdu, target), strict=True):
             new = wanted if wanted is not None else _respelled(field, place, pdu, target) or line
@@ -132,6 +140,17 @@ def _write_field(
     for value in lines if several and wanted is None else [wanted if wanted is not None else lines[0]]:
         if value:
             yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
+
+
+def _understood(field: Field, place: Found, pdu: Pdu, target: Dialect) -> bool:
+    """Whether the peer reads the line as it was read here: a word of another dialect's it may not know."""
+    value = pdu.get(field.name)
+    if field.kind not in ("enumeration", "status") or value is None:
+        return True
+    try:
+        return bool(READERS[field.kind](place.raw.decode("latin-1"), field, target, None)[0] == value)
+    except Unreadable:
+        return False
 
 
 def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -> list[str]:

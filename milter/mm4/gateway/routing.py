@@ -9,8 +9,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from ..protocol.address import Address
-from ..protocol.dialect import Dialect, builtin, is_file, parse_dialect
+from ..protocol.address import Address, Kind
+from ..protocol.dialect import Dialect, builtin, is_file
+from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import InternalError
 from .config import Config, Local, Peer
 from .names import MAILDIR_DOMAIN, via
@@ -84,6 +85,13 @@ class Router:
             if number.startswith(route.prefix):
                 return self.outward(address, route.peer, f'routes[{index}]: prefix "{route.prefix}"')
         return None
+
+    def inward(self, address: Address) -> Destination | None:
+        """Where a subscriber of ours is reached, or an application by its short code; None for others."""
+        if address.kind is Kind.SHORT_CODE:
+            return self._inward(address.value, self.config.home, "a short code of ours")
+        served = self.serves(address.number) if address.number else None
+        return self._inward(address.value, served[1], f'local.numbers: "{served[0]}"') if served else None
 
     def outward(self, address: Address, peer: str, rule: str) -> Destination:
         """A recipient on the way to a peer, in that peer's domain and through its next hop."""

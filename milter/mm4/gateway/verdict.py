@@ -123,6 +123,8 @@ class Verdict:
     """Envelope recipients to delete, as seen at RCPT."""
     added: tuple[tuple[str, str], ...] = ()
     """Envelope recipients to add, with their ESMTP parameters."""
+    targets: tuple[Recipient, ...] = ()
+    """Whom the message goes to: the envelope's recipients, but for a report the originator of its message alone."""
     edits: tuple[Edit, ...] = ()
     record: Message | None = None
     arrival: Arrival | None = None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..gateway.config import Config
 from ..gateway.configfile import dialect_files, parse_config
-from ..protocol.dialect import Dialect, builtin, is_file, parse_dialect
+from ..protocol.dialect import Dialect, builtin, is_file
+from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import ConfigError, DialectError
 
 __all__ = ["read_config", "read_dialect"]

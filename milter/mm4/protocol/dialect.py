@@ -19,8 +19,8 @@ import yaml
 from .errors import DialectError
 
 __all__ = [
-    "Dialect", "Field", "PduRow", "Status", "TypeRow", "builtin", "builtin_names", "check_name", "is_file",
-    "parse_dialect", "read_type", "squash",
+    "Dialect", "Field", "PduRow", "Status", "TypeRow", "build", "builtin", "builtin_names", "check_name", "is_file",
+    "read_type", "squash",
 ]  # fmt: skip
 
 # libyaml's loader, where PyYAML has it: the tables are read at every start.
@@ -186,26 +186,14 @@ def builtin(name: str) -> Dialect:
     return replace(dialect, fields=fields)
 
 
-def parse_dialect(text: str, name: str) -> Dialect:
-    """An operator's own dialect from the text of its file; `name` is the file's name for messages.
-
-    Raises DialectError with one line a problem: file, line, row, and why it may not be so.
-    """
-    # pydantic takes longer to load than all built-in tables, which need no check at every start: a test holds them.
-    from .dialectfile import checked  # noqa: PLC0415
-
-    table = checked(text, name)
-    return _build(table, builtin(table["extends"]))
-
-
 @functools.cache
 def _load(name: str) -> Dialect:
     text = (resources.files(__package__) / "dialects" / f"{name}.yaml").read_text("utf-8")
     table = yaml.load(text, Loader=_Loader)  # noqa: S506 - both are safe loaders
-    return _build(table, _load(table["extends"]) if "extends" in table else None)
+    return build(table, _load(table["extends"]) if "extends" in table else None)
 
 
-def _build(table: Mapping[str, Any], base: Dialect | None) -> Dialect:
+def build(table: Mapping[str, Any], base: Dialect | None) -> Dialect:
     """The dialect that a table makes of its base. The table is right: `dialectfile` says what that means."""
 
     def inherited(what: str) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .dialect import Dialect, builtin, builtin_names, squash
+from .dialect import Dialect, build, builtin, builtin_names, squash
 from .errors import DialectError
 from .located import Document, Path, explain, shown, suggest
 
-__all__ = ["Table", "checked"]
+__all__ = ["Table", "checked", "parse_dialect"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,29}\Z")
 _VERSION = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\Z", re.ASCII)
@@ -156,6 +156,15 @@ _MAIL_FAMILIES = ("arc-", "content-", "dkim-", "domainkey-", "list-", "original-
 """Headers of mail itself, in lower case (RFC 4021, 5322, 6376, 8601, 8617): Postfix and others read and write them."""
 
 
+def parse_dialect(text: str, name: str) -> Dialect:
+    """An operator's own dialect from the text of its file; `name` is the file's name for messages.
+
+    Raises DialectError with one line a problem: file, line, row, and why it may not be so.
+    """
+    table = checked(text, name)
+    return build(table, builtin(table["extends"]))
+
+
 def checked(text: str, name: str, *, own: bool = True) -> dict[str, Any]:
     """The table in `text`, if nothing in it is wrong; `name` is the file's name for messages.
 
@@ -173,9 +182,23 @@ def checked(text: str, name: str, *, own: bool = True) -> dict[str, Any]:
         problems += explain(error, document, Table)
         table = _mended(document.value, error)
     problems += (document.problem(path, what) for path, what in _broken(table, own))
+    empty = "has no value; give one, or leave the key out"
+    problems += (document.problem(path, empty) for path in _empty(document.value))
     if problems:
         raise DialectError(document.ordered(problems))
     return document.value
+
+
+def _empty(value: Any, path: Path = ()) -> Iterator[Path]:
+    """Every key that stands there without a value: read as left out, it would mean what nobody wrote."""
+    if value is None:
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _empty(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _empty(inner, (*path, index))
 
 
 def _mended(value: dict[str, Any], error: ValidationError) -> Table:

@@ -218,6 +218,8 @@ class _Reading:
             if row.presence != "mandatory" or row.field in self.values or row.field in unreadable:
                 continue
             field = self.dialect.fields[row.field]
+            if field.lenient and row.field in self.places:
+                continue  # it stands there, and that it cannot be read has been said
             self._error(field, None, "mandatory", f"{field.header} is mandatory in {type_name}", CORRUPT, row.source)
 
     def _error(self, field: Field | None, place: Found | None, rule: str, text: str, status: str | None,

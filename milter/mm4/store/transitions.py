@@ -90,8 +90,8 @@ _CANDIDATES = (
         transactions.c.peer == bindparam("a_peer"),
         transactions.c.direction == Direction.OUT.value,
         transactions.c.type == bindparam("a_type"),
-        # What was refused never went out: no peer can answer it.
-        transactions.c.state != State.REFUSED.value,
+        # What was refused or suppressed never went out: no peer can answer it.
+        transactions.c.state.not_in((State.REFUSED.value, State.SUPPRESSED.value)),
     )
     .order_by(transactions.c.id)
     .with_for_update()

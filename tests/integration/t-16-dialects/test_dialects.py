@@ -16,7 +16,8 @@ import pytest
 
 from harness import LOCAL, Link, forward_req, new_ids, wait_for
 from mm4.protocol.address import parse_address
-from mm4.protocol.dialect import Dialect, builtin, builtin_names, parse_dialect
+from mm4.protocol.dialect import Dialect, builtin, builtin_names
+from mm4.protocol.dialectfile import parse_dialect
 from mm4.protocol.headers import join
 from mm4.protocol.reader import read_message
 from mm4.protocol.writer import Verbatim, write
