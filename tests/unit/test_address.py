@@ -1,4 +1,4 @@
-"""Addresses of every kind: how they are read, completed, given back and written (design section 5)."""
+"""Addresses of every kind: how they are read, completed, given back and written."""
 
 from __future__ import annotations
 

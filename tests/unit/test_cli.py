@@ -365,7 +365,9 @@ def test_explain_of_a_report_looks_the_message_up_where_it_is_told(mm4: Mm4, con
     assert (known.code, known.json["responses"][0]["status"]) == (0, "Ok")
     assert known.json["rcpt"][0]["becomes"] == "+491511000001@mmsc.gw.example"
     assert store.read_bytes() == before
-    assert explained(mm4, config, "--store", f"{tmp_path}/none.db", file=report).code == 70
+    missing = explained(mm4, config, "--store", f"{tmp_path}/none.db", file=report)
+    assert (missing.code, missing.out) == (2, "")
+    assert "--store: store" in missing.err
 
 
 def test_explain_shows_where_a_report_really_goes(mm4: Mm4, config: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verdict: the outcome table of design section 3 row by row, answers and where they go, RES that come in."""
+"""The verdict: the outcome table row by row, answers and where they go, RES that come in."""
 
 from __future__ import annotations
 

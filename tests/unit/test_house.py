@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "milter" / "mm4"
 
-# What each package may import of ours. The order of the list is the order of the design.
+# What each package may import of ours. Each names only packages above it.
 MAY_IMPORT = {
     "protocol": set(),
     "gateway": {"protocol"},

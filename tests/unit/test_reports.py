@@ -201,7 +201,18 @@ def test_of_two_messages_with_one_id_the_named_originators_counts() -> None:
     assert from_peer(history).verdict.added[0][0] == f"{OURS}@mmsc.gw.example"
     assert from_peer(history[::-1]).verdict.added[0][0] == f"{OURS}@mmsc.gw.example"
     home = from_peer(history, rcpt="<system-user@mms.gw.example>")
-    assert home.verdict.added[0][0] == "+491511000002@mmsc.gw.example", "nobody is named: the newest"
+    assert home.verdict.added[0][0] == f"{OURS}@mmsc.gw.example", "To names him"
+    nobody = from_peer(history, rcpt="<system-user@mms.gw.example>", To="system-user@mms.gw.example")
+    assert nobody.verdict.added[0][0] == "+491511000002@mmsc.gw.example", "nobody is named: the newest"
+
+
+@pytest.mark.parametrize("newest", ["north", "tyntec"])
+@pytest.mark.parametrize("meant", ["north", "tyntec"])
+def test_of_two_peers_with_one_id_and_originator_the_one_whose_domain_is_written_counts(newest: str, meant: str) -> None:
+    history = sorted([came("north"), came("tyntec")], key=lambda o: o.peer != newest)
+    assert from_local(history, rcpt=f"<{THEIRS}@{DOMAINS[meant]}>").verdict.added[0][0].endswith(f".via-{meant}.mm4.invalid")
+    by_to = from_local(history, rcpt="<system-user@mms.gw.example>", To=f"{THEIRS}/TYPE=PLMN@{DOMAINS[meant]}")
+    assert by_to.verdict.added[0][0].endswith(f".via-{meant}.mm4.invalid")
 
 
 def test_a_report_that_was_not_asked_for_is_passed_on_all_the_same() -> None:
@@ -478,3 +489,17 @@ def test_a_word_that_only_the_reporters_dialect_knows_is_written_as_the_other_pe
     seen = opened.rcpt("<+34600000001/TYPE=PLMN@mms.gw.example>").headers(content).end()
     assert seen.verdict.action is Action.ACCEPT, seen.verdict.reason
     assert values(seen)["x-mms-mm-status-code"] == "Retrieved"
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "word", "written"),
+    [
+        (DELIVERY, "X-Mms-MM-Status-Code", "retrieved", "Retrieved"), (DELIVERY, "X-Mms-MM-Status-Code", "Gone", "Gone"),
+        (DELIVERY, "X-Mms-MM-Status-Code", "Unrecognized", "Unrecognised"),
+        (READ, "X-Mms-Read-Status", "Deletedwithoutbeingread", "Deleted without being read"),
+    ],
+)  # fmt: skip
+def test_what_our_side_spells_in_its_own_way_goes_out_exact(kind: str, header: str, word: str, written: str) -> None:
+    """A word of no list passes as it is: the gateway makes none up."""
+    seen = from_local([came()], kind, **{header.replace("-", "_"): word})
+    assert values(seen)[header.lower()] == written

@@ -14,7 +14,7 @@ from ..gateway.verdict import Action, Recipient, Verdict
 from ..postfix.seen import seen
 from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
-from ..protocol.errors import Reply
+from ..protocol.errors import Reply, StoreError, UsageError
 from .lint import read_bytes
 from .options import config_option, echo_json, json_option, store_of
 
@@ -39,11 +39,11 @@ def explain(
     """Say what the gateway would do with the message in FILE (- is standard input).
 
     Without --store it judges as if the message were the first, so that a report is about a message that nobody knows.
-    Nothing is stored or sent. Exit 1 where it would be refused.
+    Nothing is stored or sent. Exit 1 where it would be refused by SMTP.
     """
     config, _ = read_config(config_file)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(store_of(_store_url(store_file))) if store_file else None
+        store = stack.enter_context(_opened(store_file)) if store_file else None
         result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store)
     if as_json:
         echo_json(result)
@@ -52,16 +52,19 @@ def explain(
     return 0 if result["action"] in ("accept", "discard") else 1
 
 
-def _store_url(name: str) -> str:
-    """A file's name as the store's URL; a URL stays."""
-    return name if "://" in name else f"sqlite:///{Path(name).absolute()}"
+def _opened(name: str) -> Any:
+    """The store in a file, or at a URL, for reading. Raises UsageError."""
+    try:
+        return store_of(name if "://" in name else f"sqlite:///{Path(name).absolute()}")
+    except StoreError as error:
+        raise UsageError(f"--store: {error}") from None
 
 
 def explanation(
     router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None,
     history: History | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The object that `mm4 explain --json` prints (design section 5); `history` answers for earlier messages."""
+    """The object that `mm4 explain --json` prints; `history` answers for earlier messages."""
     session = Session(Runtime(router, history=history, quiet=True))
     session.connect(client)
     reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())

@@ -10,7 +10,7 @@ import click
 
 from ..gateway.config import Config
 from ..postfix.settings import read_config
-from ..protocol.address import parse_address
+from ..protocol.address import Kind, parse_address
 from ..protocol.errors import Mm4Error, StoreError, UsageError
 from ..protocol.transaction import Direction, Original, State
 from ..protocol.values import unquote
@@ -123,7 +123,8 @@ def _received(store: Any, message_id: str, recipient: str | None, region: str | 
     senders = {(original.peer, original.originator): original for original in inward}
     if len(senders) > 1:
         told = ", ".join(f"{originator} ({peer})" for peer, originator in senders)
-        raise _NothingReceived(f"{message_id} came from several originators: {told}; name one recipient with --to")
+        cure = "name one recipient with --to" if recipient is None else "which of them is meant cannot be said here"
+        raise _NothingReceived(f"{message_id} came from several originators: {told}; {cure}")
     # Newest first: a message that came twice is reported once a recipient.
     return list({original.recipient: original for original in reversed(inward)}.values())
 
@@ -139,6 +140,9 @@ def _composed(
         raise _NothingReceived(f"{original.message_id} came from {original.peer}, which is no peer any more")
     try:
         rcpt_to = envelope(original.originator, peer.write_domain if peer else config.home.domain)
+        if peer and parse_address(rcpt_to).kind is Kind.EMAIL:
+            # Whose domain need not be the peer's: the gateway knows where the message came from.
+            rcpt_to = config.home.system_address
     except UsageError:
         raise _NothingReceived(
             f"{original.message_id} came from {original.originator!r}, to whom no report can go"

@@ -1,4 +1,4 @@
-"""The configuration as typed values (design section 4): what one YAML file may say.
+"""The configuration as typed values: what one YAML file may say.
 
 Every key is documented here, once: the example file, `mm4 config show` and the documentation are made from
 these descriptions. Reading the YAML, with line numbers for everything that is wrong, is `configfile`'s.

@@ -1,7 +1,7 @@
 """The decision about one message: bytes and configuration in, a Verdict out.
 
 No I/O, no clock: who asked, what came, when and under which token stand in the Mail. The order of the questions
-is the order of design section 2: what is it, is it right, where does it go, what changes, what is answered.
+is always the same: what is it, is it right, where does it go, what changes, what is answered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..protocol.address import Address
+from ..protocol.address import Address, parse_address
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError, Reply
 from ..protocol.headers import Header, unfold
@@ -77,8 +77,8 @@ class _Decision:
         self.direction = Direction.IN if side.peer else Direction.OUT
         numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
         self.report = REPORTS.get(self.pdu.type or "")
-        keys = (r.destination.number for r in mail.recipients if r.destination and r.destination.number)
-        self.original = original_of(self.pdu, side, mail.originals, keys)
+        envelope = (parse_address(r.raw) for r in mail.recipients)
+        self.original = original_of(self.pdu, side, mail.originals, envelope, router)
         self.targets = numbers if self.original is None else addressees(self.original, router, numbers)
         """Whom the message goes to: the envelope's subscribers; a report's only the originator."""
         self.monitor = side.peer is not None and side.peer.on_violation == "monitor"

@@ -3,7 +3,7 @@
 `<token>@responder.mm4.invalid` makes Postfix tell us that it kept a message;
 `<localpart>@<domain>.via-<peer>.mm4.invalid` chooses a peer's next hop (one transport row a peer) and is stripped
 again by the generic map of mm4-out.
-Postfix refuses the whole space at RCPT, so nobody outside can use it (design section 2).
+Postfix refuses the whole space at RCPT, so nobody outside can use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The outcome table (design section 3): what each finding means by SMTP and by MM4.
+"""The outcome table: what each finding means by SMTP and by MM4.
 
 A row says which request status a RES carries and which SMTP reply stands in for it where no RES may be sent.
 Our own failures have no row: they are temporary errors of the tree in `protocol.errors`.

@@ -1,4 +1,4 @@
-"""Reports: which message one is about, whether it was asked for, and to whom it goes back (design section 3).
+"""Reports: which message one is about, whether it was asked for, and to whom it goes back.
 
 Whoever received a message reports on it, so a report from a peer is about what we sent to that very peer, and one
 from the local side about what came in. It is told apart by message id and recipient and goes to where the message came
@@ -64,18 +64,29 @@ def question_of(pdu: Pdu, side: Side) -> Question | None:
     return Question(message_id, reporter.key, Direction.OUT, side.name)
 
 
-def original_of(pdu: Pdu, side: Side, originals: Iterable[Original], named: Iterable[str]) -> Original | None:
+def original_of(
+    pdu: Pdu, side: Side, originals: Iterable[Original], envelope: Iterable[Address], router: Router
+) -> Original | None:
     """The message that a report is about, None where nobody knows it.
 
-    Two peers may have used one message id: then the one counts whose originator is among `named`, the keys of those
-    to whom the report is addressed, else the newest (`originals` come newest first).
+    Two peers may have used one message id. Then the one counts whose originator the report is addressed to, in its
+    `envelope` or else in To, and of those the one of the peer whose domain stands there; else the newest (`originals`
+    come newest first).
     """
     question = question_of(pdu, side)
     if question is None:
         return None
-    fitting = [original for original in originals if question.fits(original)]
-    keys = set(named)
-    return next((o for o in fitting if o.originator in keys), fitting[0] if fitting else None)
+    addressed = tuple(envelope)
+    told = {address.key for address in addressed}, {address.key for address in pdu.recipients}
+    domains = {(address.domain or "").lower() for address in (*addressed, *pdu.recipients)}
+
+    def fit(original: Original) -> tuple[bool, bool, bool]:
+        peer = router.config.peers.get(original.source)
+        theirs = {*peer.domains, peer.write_domain} if peer else set(router.own_domains)
+        return original.originator in told[0], original.originator in told[1], bool(domains & theirs)
+
+    # The first of equals is the newest.
+    return max((original for original in originals if question.fits(original)), key=fit, default=None)
 
 
 def addressees(original: Original, router: Router, named: tuple[Recipient, ...]) -> tuple[Recipient, ...]:

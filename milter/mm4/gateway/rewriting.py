@@ -17,7 +17,7 @@ from ..protocol.address import Address, Kind, parse_address, split_list
 from ..protocol.dialect import Dialect, Field
 from ..protocol.errors import ProtocolError
 from ..protocol.pdu import Found, Pdu
-from ..protocol.values import READERS, Unreadable
+from ..protocol.values import READERS
 from ..protocol.writer import Verbatim, write_value
 from .config import Local, Peer
 from .edits import MAX_CHANGED, Edit
@@ -104,12 +104,12 @@ def outward_edits(
         places = pdu.found.get(field.name, ())
         if not places and field.name not in values:
             continue
-        edits += _write_field(field, places, values, pdu, target)
+        edits += _write_field(field, places, values, pdu, source, target)
     return edits
 
 
 def _write_field(
-    field: Field, places: tuple[Found, ...], values: dict[str, Any], pdu: Pdu, target: Dialect
+    field: Field, places: tuple[Found, ...], values: dict[str, Any], pdu: Pdu, source: Dialect, target: Dialect
 ) -> Iterator[Edit]:
     wanted = write_value(values[field.name], field, target) if field.name in values else None
     own = {field.header.lower(), *(name.lower() for name in field.also)}
@@ -118,8 +118,8 @@ def _write_field(
     if not places:
         yield Edit("add", field.header, 0, wanted)
         return
-    if field.name not in values and not _understood(field, places[0], pdu, target):
-        wanted = write_value(pdu.get(field.name), field, target)
+    if wanted is None:
+        wanted = _exact(field, places[0], pdu, source, target)
     several = field.kind in ("indexed_addresses", "indexed_dates", "addresses")
     if places[0].name.lower() in own and wanted is not None and field.kind == "addresses":
         # To and Cc are one list: the first line says it all.
@@ -142,15 +142,17 @@ def _write_field(
             yield Edit("add", field.header, 0, write_value(Verbatim(value), field, target))
 
 
-def _understood(field: Field, place: Found, pdu: Pdu, target: Dialect) -> bool:
-    """Whether the peer reads the line as it was read here: a word of another dialect's it may not know."""
+def _exact(field: Field, place: Found, pdu: Pdu, source: Dialect, target: Dialect) -> str | None:
+    """The exact word for one in another spelling, which the peer may not know; None where it stands exact, or is in no
+    list and passes as it is.
+    """
     value = pdu.get(field.name)
     if field.kind not in ("enumeration", "status") or value is None:
-        return True
-    try:
-        return bool(READERS[field.kind](place.raw.decode("latin-1"), field, target, None)[0] == value)
-    except Unreadable:
-        return False
+        return None
+    text = place.raw.decode("latin-1")
+    _, notes = READERS[field.kind](text, source.fields[field.name], source, None)
+    listed = not any(note.startswith("none of") for note in notes)
+    return write_value(value, field, target) if listed and text != value else None
 
 
 def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -> list[str]:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -183,8 +183,7 @@ class Session:
         try:
             if self.fault is not None:
                 raise InternalError(f"an earlier event failed: {self.fault!r}")
-            verdict = self._decide()
-            self._commit(verdict, started)
+            verdict = self._commit(self._decide(), started)
         except Mm4Error as error:
             verdict = Verdict(Action.TEMPFAIL, error.reply, self._direction(), reason=str(error))
         except Exception as error:
@@ -239,10 +238,11 @@ class Session:
         )
         return decide(mail, self.router, self.side)
 
-    def _commit(self, verdict: Verdict, started: float) -> None:
+    def _commit(self, verdict: Verdict, started: float) -> Verdict:
+        """Keep what the verdict records; what the store says of it may add to its reason."""
         store = self.runtime.store
         if store is None:
-            return
+            return verdict
         waiting: concurrent.futures.Future[None] | concurrent.futures.Future[int]
         if verdict.record is not None:
             waiting = store.record(verdict.record)
@@ -253,11 +253,14 @@ class Session:
                 self.runtime.clock(), self.queue_id, self.runtime.host,
             )  # fmt: skip
         else:
-            return
+            return verdict
         try:
-            waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
+            fits = waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
         except (TimeoutError, concurrent.futures.CancelledError):
             raise StoreError(f"the store did not commit within {self.runtime.eom_seconds:.0f} s") from None
+        if verdict.arrival is not None and not fits:
+            return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
+        return verdict
 
     def _refused(self, where: str, reply: Reply, **fields: str) -> None:
         peer = self.side.name if self.side else "stranger"

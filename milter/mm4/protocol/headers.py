@@ -13,7 +13,7 @@ from dataclasses import dataclass
 __all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "Header", "join", "split", "unfold"]
 
 MAX_HEADERS = 5000
-"""Header lines that a PDU may have (design section 3); ten thousand cost a second in callbacks."""
+"""Header lines that a PDU may have: ten thousand cost a second in callbacks."""
 MAX_HEADER_BYTES = 2_000_000
 """All header bytes of one PDU together: what a hostile peer may make us hold for one message."""
 

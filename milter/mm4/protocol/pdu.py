@@ -153,7 +153,7 @@ class Pdu:
         return self.errors[0].status if self.errors else "Ok"
 
     def as_json(self, file: str | None = None, message: int | None = None) -> dict[str, Any]:
-        """The object that `mm4 lint --json` prints (design section 5).
+        """The object that `mm4 lint --json` prints (docs/lint.md).
 
         `message` is the number of the message in a file that may hold several, from 1; the key stands only then.
         """

@@ -135,7 +135,7 @@ class _Reading:
             what = f"{text[:80]!r} is no MM4 message type; expected {expected}"
             self._error(field, places[0], "type", what, UNSUPPORTED)
             return None, text
-        self._note(field, places[0], notes)
+        self._note(field, places[0], notes, self.dialect.types[name].source)
         self.values["message_type"] = name
         return name, text
 
@@ -229,10 +229,10 @@ class _Reading:
     def _warn(self, field: Field, place: Found, rule: str, text: str) -> None:
         self._add(field, place, Severity.WARNING, rule, text, None, None)
 
-    def _note(self, field: Field, place: Found, notes: Iterable[str]) -> None:
+    def _note(self, field: Field, place: Found, notes: Iterable[str], source: str | None = None) -> None:
         for note in notes:
             rule = "listed" if note.startswith("none of") else "spelling"
-            self._warn(field, place, rule, note)
+            self._add(field, place, Severity.WARNING, rule, note, None, source)
 
     def _add(self, field: Field | None, place: Found | None, severity: str, rule: str, text: str,
              status: str | None, source: str | None) -> None:  # fmt: skip

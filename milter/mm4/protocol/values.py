@@ -19,7 +19,7 @@ from .text import decode_text, encode_text
 __all__ = ["MAX_ADDRESSES", "MAX_ID", "READERS", "WRITERS", "Unreadable", "check_id", "read_id", "unquote"]
 
 MAX_ID = 900
-"""Longest transaction or message id, in characters after unquoting (design section 3)."""
+"""Longest transaction or message id, in characters after unquoting."""
 MAX_ADDRESSES = 1000
 """Members of all lines of one list together: as many as Postfix takes recipients, and a bound for what they cost."""
 

@@ -1,7 +1,7 @@
 """A PDU that breaks a rule: answered, refused or let through as the peer's entry says, and logged once.
 
 What is mandatory comes from the dialect tables themselves, so that a new row is a new test. The rows of the
-outcome table stand in OUTCOMES as the design has them.
+outcome table stand in OUTCOMES.
 """
 
 from __future__ import annotations

@@ -258,14 +258,15 @@ def test_a_report_about_an_unknown_message_is_answered_so(link: Link, name: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_foreign_peer_knows_nothing_of_the_message(link: Link, kind: str) -> None:
+@pytest.mark.parametrize("name", ["east", "south"])
+def test_a_foreign_peer_knows_nothing_of_the_message(link: Link, name: str, kind: str) -> None:
     ids = sent_to(link, PEERS["north"])
-    foreign = PEERS["east"]
+    foreign = PEERS[name]
     transaction_id, content = theirs(kind, foreign, ids, of=PEERS["north"].number)
     assert report_in(link, foreign, content).code == 250
-    (answer,) = link.east.wait_for(transaction_id)
+    (answer,) = link.hops[name].wait_for(transaction_id)
     assert answer.all(STATUS) == [NOT_FOUND]
-    nowhere(link, transaction_id, "east")
+    nowhere(link, transaction_id, name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -464,6 +465,47 @@ def test_a_peer_that_refuses_our_report_is_noted(link: Link, kind: str) -> None:
     assert "No such number" in str(bounced["events"])
     nowhere(link, transaction_id)
     assert link.gateway.unclaimed() == []
+
+
+# -- the RES to what we reported
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BOTH)
+def test_a_res_to_a_report_is_taken_where_it_says_what_became_of_it(link: Link, name: str, kind: str) -> None:
+    """One without transaction id or with an unknown status is refused, and a stranger's changes nothing."""
+    peer, other = PEERS[name], PEERS["east"]
+    transaction_id, content = ours(kind, peer, came_from(link, peer))
+    assert report_out(link, peer, content).code == 250
+    (mail,) = link.hops[name].wait_for(transaction_id)
+    in_state(link, transaction_id, "waiting")
+
+    def answer(sender: Peer, *, status: str = "Ok", drop: tuple[str, ...] = ()) -> int:
+        as_sent = res(mail, peer if sender is peer else other, kind, status, drop)
+        return link.gateway.send(as_sent, source=sender.source, mail_from="", rcpt=(OUR_SYSTEM,)).code
+
+    assert answer(peer, drop=("X-Mms-Transaction-ID",)) == 554
+    assert answer(peer, status="Error-nonsense") == 554
+    assert answer(peer, drop=(STATUS,)) == 554
+    assert answer(other, status="Error-unspecified") == 250
+    assert in_state(link, transaction_id, "waiting")["status"] is None
+    assert answer(peer, drop=(peer.header("mms_version"), "Content-Type")) == 250
+    assert in_state(link, transaction_id, "answered")["status"] == OK
+    nowhere(link, transaction_id, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [(READ, "read_status", "Perhaps"), (DELIVERY, "date", "yesterday"), (DELIVERY, "message_id", "m-\xe9"), (READ, "sender", "<>")],
+)
+def test_an_unreadable_value_in_our_own_report_is_named(link: Link, kind: str, field: str, value: str) -> None:
+    peer = PEERS["north"]
+    transaction_id, content = ours(kind, peer, came_from(link, peer), **{field: value})
+    dialogue = report_out(link, peer, content)
+    assert dialogue.data is not None
+    assert dialogue.data[0] in (553, 554)
+    assert peer.header(field) in dialogue.data[1]
+    nowhere(link, transaction_id)
 
 
 # -- in transit
