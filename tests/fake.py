@@ -11,7 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mm4.gateway.config import Config
@@ -21,7 +21,7 @@ from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Verdict
 from mm4.postfix.session import Runtime, Session
 from mm4.protocol.errors import Reply
-from mm4.protocol.transaction import Direction, Message, Original
+from mm4.protocol.transaction import Direction, Message, Original, Recording
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -116,12 +116,18 @@ class Ledger:
         self.messages: list[Message] = []
         self.arrivals: list[tuple[Any, ...]] = []
         self.history: list[Original] = []
+        self.found = Recording()
+        self.windows: list[timedelta | None] = []
         self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
 
-    def record(self, message: Message) -> concurrent.futures.Future[None]:
-        future = self._future(None)
+    def record(self, message: Message, window: timedelta | None = None) -> concurrent.futures.Future[Recording]:
+        future = self._future(self.found)
         self.messages.append(message)
+        self.windows.append(window)
         return future
+
+    def copies(self, message: Message, window: timedelta) -> Recording:
+        return self.found
 
     def receive_answer(self, *arrival: Any) -> concurrent.futures.Future[int]:
         future = self._future(1)

@@ -78,7 +78,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    max_siz", 17, "peers.south.max_siz", "unknown key; did you mean max_size?"),
     ("request: no", "reqest: no", 18, "peers.south.ack.reqest", "unknown key; did you mean request?"),
     ("workers: 3", "wrokers: 3", 22, "service.wrokers", "unknown key; did you mean workers?"),
-    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, store, service, submit, folders"),
+    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, duplicates, store, service, submit, folders"),
     ('prefix: "+44"', 'prefix: "+44", reach: x', 20, "routes[0].reach", "unknown key"),
     ("  domain: mms.gw.example\n", "", 1, "local.domain", "has to be given"),
     ('    next_hop: "[192.0.2.1]:25"\n', "", 9, "peers.north.next_hop", "has to be given"),

@@ -441,10 +441,16 @@ def test_a_res_is_correlated_and_ends_here() -> None:
     seen = answered()
     assert (seen.verdict.action, seen.verdict.status, seen.verdict.answers) == (Action.DISCARD, "Ok", ())
     assert seen.gateway.ledger.messages == []
-    ((peer, kind, transaction, message, status, text, at, queue_id, host),) = seen.gateway.ledger.arrivals
+    ((peer, kind, transaction, message, status, text, at, queue_id, host, recipients),) = seen.gateway.ledger.arrivals
+    assert recipients == ()
     assert (peer, kind) == ("north", "MM4_forward.RES")
     assert (transaction, message) == ("t-1@mms.north.example", "m-1@mms.north.example")
     assert (status, text, at, queue_id, host) == ("Ok", "fine", NOW, QUEUE_ID, "gw")
+
+
+def test_a_res_says_of_whom_it_speaks() -> None:
+    seen = answered(X_Mms_Request_Recipients="+447700900101, 447700900102/TYPE=PLMN")
+    assert seen.gateway.ledger.arrivals[0][-1] == ("+447700900101", "+447700900102")
 
 
 def test_a_res_that_asks_for_an_ack_is_not_answered() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mm4.protocol.errors import StoreError
-from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
+from mm4.protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
 from mm4.store import Store
 
 REQ, RES = "MM4_forward.REQ", "MM4_forward.RES"
@@ -209,7 +209,7 @@ def test_a_repeated_answer_changes_no_status(store: Store) -> None:
     store.bounced(message.token, None, "Rejected", "later", T0, None).result(5)
     assert receive(store, status="Error-network-problem") == 1
     assert states(store, message) == [("bounced", "Ok")]
-    assert whats(store, "t-1").count("repeated answer") == 2
+    assert whats(store, "t-1").count("contradictory answer") == 2
 
 
 def test_what_was_refused_cannot_be_answered(store: Store) -> None:
@@ -376,7 +376,7 @@ def test_ping_succeeds_and_a_closed_store_fails_at_once(store: Store) -> None:
     store.ping()
     future = store.record(mail())
     store.close()
-    assert future.result(0) is None  # what was handed in before is written
+    assert future.result(0) == Recording()  # what was handed in before is written
     started = time.monotonic()
     with pytest.raises(StoreError, match="is closed"):
         store.record(mail()).result(0)
@@ -438,3 +438,40 @@ def test_a_suppressed_report_cannot_be_answered(store: Store) -> None:
     message = kept(store, mail(suppressed, type="MM4_read_reply_report.REQ", direction=Direction.OUT))
     assert receive(store, type="MM4_read_reply_report.RES") == 0
     assert states(store, message) == [("suppressed", None)]
+
+
+# -- answers of every kind
+
+
+def test_one_mail_may_have_another_outcome_for_each_recipient(store: Store) -> None:
+    both = (transaction(ack_requested=True), transaction(recipient=SECOND, ack_requested=True))
+    message = kept(store, outward(*both))
+    store.accepted(message.token, T0).result(5)
+    assert receive(store, recipients=(FIRST,)) == 1
+    assert receive(store, status="Error-service-denied", recipients=(SECOND,)) == 1
+    assert states(store, message) == [("answered", "Ok"), ("answered", "Error-service-denied")]
+
+
+def test_a_second_answer_that_says_otherwise_changes_nothing_and_is_told_apart(store: Store) -> None:
+    message = kept(store, outward())
+    receive(store)
+    receive(store)
+    receive(store, status="Error-network-problem")
+    assert states(store, message) == [("answered", "Ok")]
+    assert [what for what in whats(store, "m-1") if "answer" in what] == [
+        "answer received", "repeated answer", "contradictory answer"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", [State.OVERDUE, State.FAILED])
+def test_a_late_answer_counts_and_is_called_late(store: Store, state: State) -> None:
+    due = transaction(ack_requested=True, state=state, due_at=T0 + timedelta(hours=1))
+    message = kept(store, outward(due))
+    assert receive(store) == 1
+    assert states(store, message) == [("answered", "Ok")]
+    assert "late answer" in whats(store, "m-1")
+    found = store.message(message.token)
+    assert found is not None
+    assert found.transactions[0].due_at is None, "nothing is awaited any more"
+    receive(store)
+    assert whats(store, "m-1")[-1] == "repeated answer"

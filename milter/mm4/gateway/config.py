@@ -346,6 +346,10 @@ class Config(_Section):
     local: list[Local] = Field(min_length=1, description="Our own side; a mapping, or a list of several identities.")
     peers: dict[str, Peer] = Field(default_factory=dict, description="The links, by name ([a-z][a-z0-9-]*).")
     routes: list[PrefixRoute] = Field(default_factory=list, description="Where numbers that we do not serve go.")
+    duplicates: Duration = Field(
+        1_296_000, description="How long a peer's REQ with the same ids and content counts as the same one: it is not "
+        "delivered again and gets the same RES. Longer than any peer goes on sending it."
+    )  # fmt: skip
     store: StoreUrl = Field("sqlite:////var/lib/mm4/mm4.db", description="Transactions: an SQLAlchemy URL.")
     service: Service = Field(default_factory=Service, description="Where Postfix and the daemon meet the world.")
     submit: Literal["sendmail", "smtp"] = Field(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..protocol.address import Address, parse_address
+from ..protocol.address import Address, Kind, parse_address
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError, Reply
 from ..protocol.headers import Header, unfold
@@ -18,6 +19,7 @@ from ..protocol.pdu import Pdu
 from ..protocol.reader import read
 from ..protocol.transaction import Answer, Direction, Message, State, Transaction
 from .answers import answer_address, compose_answer
+from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
@@ -174,6 +176,7 @@ class _Decision:
             None if "message_id" in errors else pdu.get("message_id"),
             pdu.get("status_code"),
             (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
+            tuple(a.key for a in pdu.get("request_recipients") or () if a.kind is not Kind.INVALID),
         )
         reason = pdu.errors[0].text if errors else None
         return Verdict(
@@ -329,6 +332,8 @@ class _Decision:
         )
         if self.original is not None:
             recipients = {self.original.originator: None}
+        asked = pdu.ack_request if ack_requested is None else ack_requested
+        due_at = self._due_at(direction, peer, asked)
         transactions = tuple(
             Transaction(
                 transaction_id=pdu.get("transaction_id") or completed.get("transaction_id") or "",
@@ -337,7 +342,8 @@ class _Decision:
                 recipient=recipient,
                 state=state,
                 status=status,
-                ack_requested=pdu.ack_request if ack_requested is None else ack_requested,
+                ack_requested=asked,
+                due_at=due_at,
                 delivery_report=bool(pdu.get("delivery_report") or pdu.get("originator_rs_report")),
                 read_reply=bool(pdu.get("read_reply")),
                 report=pdu.get(self.report.says) if self.report else None,
@@ -347,8 +353,31 @@ class _Decision:
         mail = self.mail
         kind = pdu.type or _one_line(pdu.type_text or "")
         return Message(
-            mail.token, direction, peer, kind, mail.queue_id, mail.host, mail.now, transactions, source=self.side.name
+            mail.token,
+            direction,
+            peer,
+            kind,
+            mail.queue_id,
+            mail.host,
+            mail.now,
+            transactions,
+            source=self.side.name,
+            digest=digest(pdu),
+            size=mail.size,
+            expires_at=self._expires_at(),
         )
+
+    def _due_at(self, direction: Direction, peer: str, asked: bool) -> datetime | None:
+        """When the RES that a peer was asked for is overdue."""
+        link = self.router.config.peers.get(peer) if direction is Direction.OUT and asked else None
+        return self.mail.now + timedelta(seconds=link.ack.timeout) if link else None
+
+    def _expires_at(self) -> datetime | None:
+        """X-Mms-Expiry as a moment; seconds count from now."""
+        expiry = self.pdu.get("expiry")
+        if isinstance(expiry, timedelta):
+            return self.mail.now + expiry
+        return expiry.astimezone(UTC) if isinstance(expiry, datetime) else None
 
 
 def _number(recipient: Recipient) -> str:

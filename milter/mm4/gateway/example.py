@@ -55,9 +55,9 @@ def example() -> str:
     notes = [f"# {key}: {info.description}" for key, info in PrefixRoute.model_fields.items()]
     lines += _section("routes", Config.model_fields["routes"], [*notes, f"- {{{route}}}"])
     lines += _section("service", Config.model_fields["service"], _keys(Service))
-    for name in ("store", "submit"):
+    for name in ("duplicates", "store", "submit"):
         info = Config.model_fields[name]
-        lines += [*_comment(info.description or ""), f"# {name}: {_plain(info.default)}", ""]
+        lines += [*_comment(info.description or ""), f"# {name}: {_WRITTEN.get(name) or _plain(info.default)}", ""]
     lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -91,7 +91,7 @@ def _ack() -> Iterator[str]:
 
 
 # Defaults of durations as the file writes them; the schema holds seconds.
-_WRITTEN = {"drain": "5s", "timeout": "10m"}
+_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d"}
 
 
 def _plain(value: Any) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "ALONE",
     "DRAINING",
     "ENDED",
+    "IN_PROGRESS",
     "LIMITS",
     "NOT_SERVED",
     "NO_RES_ADDRESS",
@@ -52,6 +53,7 @@ NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
 ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")
 ONE_PEER = Reply(452, "4.5.3", "Recipients of one operator per message, send the others again")
 NO_RES_ADDRESS = Reply(550, "5.7.1", "No address for the acknowledgement in this peer's domains")
+IN_PROGRESS = Reply(451, "4.7.1", "The same message is being taken, try again later")
 DRAINING = Reply(421, "4.3.2", "Service restarting, connect again")
 
 LIMITS: Mapping[str, int] = MappingProxyType(

@@ -90,11 +90,16 @@ class Mail:
     token: str
     now: datetime
     originals: tuple[Original, ...] = ()
+    size: int | None = None
+    """Bytes on the wire, as the client said at MAIL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A RES that came in, to be correlated with what we sent. Ids are unquoted."""
+    """A RES that came in, to be correlated with what we sent. Ids are unquoted.
+
+    `recipients` are those of whom it speaks, by `Address.key`; empty where it says none, and speaks of all.
+    """
 
     peer: str
     type: str
@@ -102,6 +107,7 @@ class Arrival:
     message_id: str | None
     status: str
     text: str | None
+    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from ..gateway.decide import decide, read_mail
+from ..gateway.duplicates import settled
 from ..gateway.envelope import admit, bare, outside, receive, size_of
 from ..gateway.logline import logline
 from ..gateway.outcomes import DRAINING
@@ -27,7 +28,7 @@ from ..gateway.routing import Router, Side
 from ..gateway.verdict import Action, Mail, Recipient, Verdict
 from ..protocol.errors import InternalError, Mm4Error, Reply, StoreError
 from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
-from ..protocol.transaction import Direction, Message, Original
+from ..protocol.transaction import Direction, Message, Original, Recording
 
 __all__ = ["EOM_SECONDS", "History", "Ledger", "Observer", "Runtime", "Session"]
 
@@ -45,12 +46,15 @@ class History(Protocol):
     ) -> tuple[Original, ...]:
         """The forward.REQs that a report may be about, newest first."""
 
+    def copies(self, message: Message, window: timedelta) -> Recording:
+        """What of a message came before."""
+
 
 class Ledger(History, Protocol):
     """What a session asks of the store that it writes."""
 
-    def record(self, message: Message) -> concurrent.futures.Future[None]:
-        """Keep a message and its transactions."""
+    def record(self, message: Message, window: timedelta | None) -> concurrent.futures.Future[Recording]:
+        """Keep a message and its transactions, and say what of it came before within `window`."""
 
     def receive_answer(
         self,
@@ -63,6 +67,7 @@ class Ledger(History, Protocol):
         at: datetime,
         queue_id: str | None,
         host: str,
+        recipients: tuple[str, ...],
     ) -> concurrent.futures.Future[int]:
         """Correlate a RES that came in."""
 
@@ -132,6 +137,7 @@ class Session:
         self.headers: list[Header] = []
         self.header_bytes = 0
         self.queue_id = ""
+        self.judged: Mail | None = None
         self.fault: BaseException | None = None
 
     # -- events, in the order of SMTP
@@ -235,32 +241,44 @@ class Session:
             token=self.runtime.new_token(),
             now=self.runtime.clock(),
             originals=originals,
+            size=self.size,
         )
+        self.judged = mail
         return decide(mail, self.router, self.side)
 
     def _commit(self, verdict: Verdict, started: float) -> Verdict:
         """Keep what the verdict records; what the store says of it may add to its reason."""
         store = self.runtime.store
+        # Only a peer's messages can be duplicates: our own side may well send one again that came to nothing.
+        peers = self.side is not None and self.side.peer is not None
+        window = timedelta(seconds=self.router.config.duplicates) if peers else None
         if store is None:
-            return verdict
-        waiting: concurrent.futures.Future[None] | concurrent.futures.Future[int]
+            if verdict.record is None or window is None or self.runtime.history is None:
+                return verdict
+            return self._settled(verdict, self.runtime.history.copies(verdict.record, window))
+        waiting: concurrent.futures.Future[Recording] | concurrent.futures.Future[int]
         if verdict.record is not None:
-            waiting = store.record(verdict.record)
+            waiting = store.record(verdict.record, window)
         elif verdict.arrival is not None:
             a = verdict.arrival
             waiting = store.receive_answer(
                 a.peer, a.type, a.transaction_id, a.message_id, a.status, a.text,
-                self.runtime.clock(), self.queue_id, self.runtime.host,
+                self.runtime.clock(), self.queue_id, self.runtime.host, a.recipients,
             )  # fmt: skip
         else:
             return verdict
         try:
-            fits = waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
+            found = waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
         except (TimeoutError, concurrent.futures.CancelledError):
             raise StoreError(f"the store did not commit within {self.runtime.eom_seconds:.0f} s") from None
-        if verdict.arrival is not None and not fits:
+        if isinstance(found, Recording):
+            return self._settled(verdict, found)
+        if not found:
             return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
         return verdict
+
+    def _settled(self, verdict: Verdict, found: Recording) -> Verdict:
+        return verdict if self.judged is None else settled(verdict, self.judged, found)
 
     def _refused(self, where: str, reply: Reply, **fields: str) -> None:
         peer = self.side.name if self.side else "stranger"

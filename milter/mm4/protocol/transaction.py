@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["Answer", "Direction", "Message", "Original", "State", "Transaction"]
+__all__ = ["Answer", "Direction", "Message", "Original", "Recording", "State", "Transaction"]
 
 
 class Direction(enum.StrEnum):
@@ -107,6 +107,21 @@ class Original:
     delivery_report: bool
     read_reply: bool
     recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was known of a message when it was to be kept.
+
+    `pending`: the same message is undecided, and nothing was kept. `repeated` are the recipients, by `Address.key`,
+    who have it already; `answer` is what the first one was answered, None where that was nothing. `conflict` is the
+    token of a message with the same ids and other content.
+    """
+
+    pending: bool = False
+    repeated: tuple[str, ...] = ()
+    answer: Answer | None = None
+    conflict: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ translates them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select
 
-from ..protocol.transaction import Answer, Direction, Message, Original, State, Transaction
+from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
+from . import copies
 from .schema import messages, transactions
 from .writer import Operation
 
@@ -46,10 +47,10 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
-def recording(message: Message) -> Operation[None]:
-    """Give the operation that inserts the message and its transactions.
+def recording(message: Message, window: timedelta | None) -> Operation[Recording]:
+    """Give the operation that inserts the message and its transactions, and says what of it came before.
 
-    Raises ValueError for a time without zone.
+    Without `window` nothing is looked for. Raises ValueError for a time without zone.
     """
     for time in (message.recorded_at, message.accepted_at, message.answered_at):
         if time is not None and time.tzinfo is None:
@@ -57,10 +58,18 @@ def recording(message: Message) -> Operation[None]:
     row = _message_row(message)
     rows = _transaction_rows(message)
 
-    def operation(connection: Connection) -> None:
-        connection.execute(_INSERT_MESSAGE, row)
-        if rows:
-            connection.execute(_INSERT_TRANSACTIONS, rows)
+    def operation(connection: Connection) -> Recording:
+        found = copies.find(connection, message, window) if window is not None else Recording()
+        if found.pending:
+            return found
+        kept, parts = row, rows
+        if found.repeated:
+            marked = copies.as_recorded(message, found)
+            kept, parts = _message_row(marked), _transaction_rows(marked)
+        connection.execute(_INSERT_MESSAGE, kept)
+        if parts:
+            connection.execute(_INSERT_TRANSACTIONS, parts)
+        return found
 
     return operation
 

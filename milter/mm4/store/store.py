@@ -11,15 +11,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, func, select, text
 
 from ..protocol.errors import StoreError
-from ..protocol.transaction import Direction, Message, Original
-from . import records, transitions
+from ..protocol.transaction import Direction, Message, Original, Recording
+from . import copies, records, transitions
 from .database import Database
 from .records import clean
 from .schema import transactions
@@ -85,12 +85,16 @@ class Store:
         # In a forked child the connections are the parent's: closing them there would clear its WAL.
         self._readers.dispose(close=os.getpid() == self._process)
 
-    def record(self, message: Message) -> Future[None]:
-        """Keep a message and its transactions. A token that is already kept is a StoreError."""
+    def record(self, message: Message, window: timedelta | None = None) -> Future[Recording]:
+        """Keep a message and its transactions, and say what of it came before within `window` (None: do not look).
+
+        A recipient who has it already is kept as DUPLICATE; where the same message is undecided nothing is kept. A
+        token that is already kept is a StoreError.
+        """
         try:
-            operation = records.recording(message)
+            operation = records.recording(message, window)
         except Exception as error:
-            failed: Future[None] = Future()
+            failed: Future[Recording] = Future()
             failed.set_exception(self._database.failure(error))
             return failed
         return self._write(operation)
@@ -127,8 +131,8 @@ class Store:
         """A RES of `type` came in from `peer`: what went out to that peer under these ids is ANSWERED.
 
         `message_id` None leaves it out of account; `recipients`, where given, narrows. The first answer
-        counts, a repeated one is an event, and one that fits nothing an event without a transaction. The
-        result is the number of transactions that it fits.
+        counts; a repeated one, and a contradictory one, is an event, and one that fits nothing an event without a
+        transaction. The result is the number of transactions that it fits.
         """
         ids = f"transaction id {transaction_id!r}" + ("" if message_id is None else f", message id {message_id!r}")
         detail = clean(f"{type} {status} from {peer} at {host}, {ids}" + (f": {text}" if text else ""))
@@ -187,6 +191,10 @@ class Store:
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""
         return self._read(lambda connection: records.load(connection, clean(token)))
+
+    def copies(self, message: Message, window: timedelta) -> Recording:
+        """Say what of a message came before, and keep nothing."""
+        return self._read(lambda connection: copies.find(connection, message, window))
 
     def originals(
         self,

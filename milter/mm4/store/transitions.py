@@ -84,6 +84,7 @@ _CANDIDATES = (
         transactions.c.recipient,
         transactions.c.message_id,
         transactions.c.state,
+        transactions.c.status,
     )
     .where(
         transactions.c.transaction_id == bindparam("an_id"),
@@ -99,12 +100,15 @@ _CANDIDATES = (
 _SET_STATE = (
     update(transactions)
     .where(transactions.c.id == bindparam("a_row"))
-    .values(state=bindparam("a_state"), updated_at=_AT)
+    # Whatever it has come to, nothing is awaited any more.
+    .values(state=bindparam("a_state"), updated_at=_AT, due_at=None)
 )
 _SET_STATE_AND_STATUS = _SET_STATE.values(status=bindparam("a_status"))
 _ANSWER_RECEIVED = "answer received"
+_LATE_ANSWER = "late answer"
+_GIVEN_UP = (State.OVERDUE.value, State.FAILED.value)
 _WAS_ANSWERED = select(events.c.id).where(
-    events.c.transaction_row == bindparam("a_row"), events.c.what == _ANSWER_RECEIVED
+    events.c.transaction_row == bindparam("a_row"), events.c.what.in_((_ANSWER_RECEIVED, _LATE_ANSWER))
 )
 _OF_TOKEN = (
     select(transactions.c.id, transactions.c.recipient, transactions.c.state)
@@ -150,7 +154,8 @@ def receive_answer(
 ) -> int:
     """Correlate a RES with what went out to that peer; gives the number of transactions that it fits.
 
-    A row that already has its answer keeps it. Only the peer that got the request can answer it.
+    A row that already has its answer keeps it. Only the peer that got the request can answer it. `recipients` are those
+    of whom the answer speaks; empty where it speaks of all.
     """
     request = type_.removesuffix(".RES") + ".REQ" if type_.endswith(".RES") else None
     rows = []
@@ -172,9 +177,11 @@ def receive_answer(
             row.state == State.BOUNCED.value
             and connection.execute(_WAS_ANSWERED, {"a_row": row.id}).first() is not None
         )
-        if not repeated:
+        if repeated:
+            what = "repeated answer" if row.status == status else "contradictory answer"
+        else:
             changes.append({"a_row": row.id, "a_state": State.ANSWERED.value, "a_status": status, "an_at": at})
-        what = "repeated answer" if repeated else _ANSWER_RECEIVED
+            what = _LATE_ANSWER if row.state in _GIVEN_UP else _ANSWER_RECEIVED
         note = _event(row=row.id, token=row.token, at=at, what=what, queue_id=queue_id, detail=detail)
         notes.append(note)
     if changes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,9 +113,9 @@ CASES = {
 }
 
 
-def forward(message_id: bytes, flag: bytes) -> bytes:
+def forward(message_id: bytes, flag: bytes, sender: str = "+447700900002") -> bytes:
     """A right forward.REQ with its own id, which asks for both reports or for none."""
-    content = RIGHT.read_bytes()
+    content = re.sub(rb"\+447700900002", sender.encode(), RIGHT.read_bytes())
     for header in (b"X-Mms-Delivery-Report", b"X-Mms-Read-Reply"):
         content = re.sub(header + b": [^\r\n]*", header + b": " + flag, content)
     return re.sub(b"X-Mms-Message-ID: [^\r\n]*", b"X-Mms-Message-ID: " + message_id, content)
@@ -129,7 +130,7 @@ def about(message_id: str, reporter: str, told: str, says: str, *, tyntec: bool 
     names = ("X-Mms-MM1-Message-Type", "X-Mms-MMS-Version") if tyntec else ("X-Mms-Message-Type", "X-Mms-3GPP-MMS-Version")
     return (
         f"Date: Thu, 12 Nov 2026 02:28:01 +0200\r\nFrom: {reporter}/TYPE=PLMN\r\nTo: {told}/TYPE=PLMN\r\n"
-        f"{names[0]}: {kind}\r\n{names[1]}: 5.5.0\r\nX-Mms-Transaction-ID: r-{message_id}\r\n"
+        f"{names[0]}: {kind}\r\n{names[1]}: 5.5.0\r\nX-Mms-Transaction-ID: r-{message_id}-{next(_numbers)}\r\n"
         f"X-Mms-Message-ID: {message_id}\r\nX-Mms-Ack-Request: Yes\r\n{says}\r\n"
         "Sender: system-user@mms.north.example\r\n\r\n"
     ).encode()
@@ -144,8 +145,8 @@ ORIGINALS = {
     "north-asks": Case(forward(b"north-asks", b"Yes"), NORTH, f"{NORTHERN}@mms.north.example", (US,)),
     "north-does-not": Case(forward(b"north-does-not", b"No"), NORTH, f"{NORTHERN}@mms.north.example", (US,)),
     "south-asks": Case(forward(b"south-asks", b"Yes"), SOUTH, f"{SOUTHERN}@mm4.tyntec.example", (US,)),
-    "to-north": Case(forward(b"to-north", b"Yes"), LOCAL, f"{US}@mms.gw.example", (NORTHERN,)),
-    "to-south": Case(forward(b"to-south", b"No"), LOCAL, f"{US}@mms.gw.example", (SOUTHERN,)),
+    "to-north": Case(forward(b"to-north", b"Yes", US), LOCAL, f"{US}@mms.gw.example", (NORTHERN,)),
+    "to-south": Case(forward(b"to-south", b"No", US), LOCAL, f"{US}@mms.gw.example", (SOUTHERN,)),
 }
 PERSON = "+447700900002"
 """From of the message that they are made of; its To does not count."""
@@ -162,12 +163,14 @@ def reports() -> Iterator[tuple[str, Case]]:
             stranger = about(original, "+491511099199", PERSON, says)
             yield f"{name}-of-{original}-by-another", Case(stranger, LOCAL, OUR_SYSTEM, (f"{PERSON}@{domain}",))
         for original, client, reporter in (("to-north", NORTH, NORTHERN), ("to-south", SOUTH, SOUTHERN)):
-            theirs = about(original, reporter, PERSON, says, tyntec=client == SOUTH)
-            told = f"{US}@mms.gw.example"
-            yield f"{name}-of-{original}", Case(theirs, client, SYSTEMS[client], (told,))
-            yield f"{name}-of-{original}-to-our-system", Case(theirs, client, "", (OUR_SYSTEM,))
-            other = SOUTH if client == NORTH else NORTH
-            yield f"{name}-of-{original}-by-another-peer", Case(theirs, other, SYSTEMS[other], (told,))
+            told, other = f"{US}@mms.gw.example", SOUTH if client == NORTH else NORTH
+            # Each with ids of its own: none is a duplicate of another.
+            for case, source, sender, rcpt in (
+                ("", client, SYSTEMS[client], told), ("-to-our-system", client, "", OUR_SYSTEM),
+                ("-by-another-peer", other, SYSTEMS[other], told),
+            ):  # fmt: skip
+                theirs = about(original, reporter, US, says, tyntec=client == SOUTH)
+                yield f"{name}-of-{original}{case}", Case(theirs, source, sender, (rcpt,))
 
 
 REPORTS = dict(reports())
@@ -177,12 +180,12 @@ CASES |= ORIGINALS | REPORTS
 class Live:
     """All cases, sent to one gateway: what each client was told, and what came of it."""
 
-    def __init__(self, link: Link, dialogues: dict[str, Dialogue]) -> None:
+    def __init__(self, link: Link, dialogues: dict[str, Dialogue], before: Path) -> None:
         self.link = link
         self.dialogues = dialogues
         config = read_config(link.gateway.config)[0]
         self.router = Router(config)
-        self.store = Store.open(config.store, migrate=False, read_only=True)
+        self.store = Store.open(f"sqlite:///{before}", migrate=False, read_only=True)
         log = link.gateway.log()
         self.discarded = set(re.findall(r" (\w+): milter-discard: END-OF-MESSAGE", log))
         # The responder names what it submitted for a message, and each mail's top line the queue id it had with us.
@@ -204,7 +207,8 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    before = tmp_path_factory.mktemp("before") / "mm4.db"
     with Link(YAML) as link, ThreadPoolExecutor(4) as pool:
         dialogues: dict[str, Dialogue] = {}
         for reports_now in (False, True):
@@ -216,8 +220,13 @@ def live() -> Iterator[Live]:
                 if (name in REPORTS) is reports_now
             }
             dialogues |= {name: future.result() for name, future in sent.items()}
-        link.gateway.quiet(seconds=180)
-        made = Live(link, dialogues)
+            link.gateway.quiet(seconds=180)
+            if not reports_now:
+                # The store as the reports will find it: afterwards each would be a duplicate of itself.
+                store = read_config(link.gateway.config)[0].store.removeprefix("sqlite:///")
+                with sqlite3.connect(store) as now, sqlite3.connect(before) as copy:
+                    now.backup(copy)
+        made = Live(link, dialogues, before)
         yield made
         made.store.close()
 

@@ -1,0 +1,118 @@
+"""Whether a message came before: the same peer, type, ids and recipient, with the same content.
+
+Asked in the transaction that records the message, so that of two copies that race on any connection, process or host
+one is the first. What Postfix has not shown to have kept is undecided for a while; one that stays so was refused by
+Postfix, and the next copy is the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import BindParameter, Connection, Row, bindparam, or_, select, text
+
+from ..protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
+from .schema import messages, transactions
+
+__all__ = ["PENDING", "as_recorded", "find"]
+
+PENDING = timedelta(seconds=60)
+"""How long a message may be undecided; Postfix shows within a second, as a rule, that it kept one."""
+_SLACK = 1024
+"""Bytes by which two copies may differ in size, beside one in a hundred: Received lines, another boundary."""
+
+_SOURCE: BindParameter[str] = bindparam("a_source")
+_CANDIDATES = (
+    select(
+        transactions.c.recipient,
+        messages.c.token,
+        messages.c.recorded_at,
+        messages.c.accepted_at,
+        messages.c.digest,
+        messages.c.size,
+        messages.c.answer_to,
+        messages.c.answer_from,
+        messages.c.answer_type,
+        messages.c.answer_status,
+        messages.c.answer_text,
+    )
+    .join(messages, messages.c.token == transactions.c.token)
+    .where(
+        transactions.c.transaction_id == bindparam("an_id"),
+        transactions.c.message_id == bindparam("a_message_id"),
+        transactions.c.type == bindparam("a_type"),
+        transactions.c.state != State.DUPLICATE.value,
+        # Rows of the first schema name no source: what came in came from its peer.
+        or_(
+            messages.c.source == _SOURCE,
+            messages.c.source.is_(None)
+            & (transactions.c.direction == Direction.IN.value)
+            & (transactions.c.peer == _SOURCE),
+        ),
+        messages.c.recorded_at > bindparam("a_since", type_=messages.c.recorded_at.type),
+    )
+    .order_by(transactions.c.id)
+)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtext(:a_key))")
+
+
+def find(connection: Connection, message: Message, window: timedelta) -> Recording:
+    """What of `message` came before, within `window` of its time; a message without ids never did."""
+    ids = {(t.transaction_id, t.message_id) for t in message.transactions}
+    if message.source is None or len(ids) != 1 or not all(next(iter(ids))):
+        return Recording()
+    transaction_id, message_id = ids.pop()
+    if connection.dialect.name == "postgresql":
+        # SQLite has the one write lock; here two hosts would each see nothing of the other's row.
+        connection.execute(_LOCK, {"a_key": f"{message.source}\0{transaction_id}"})
+    rows = connection.execute(
+        _CANDIDATES,
+        {
+            "an_id": transaction_id, "a_message_id": message_id, "a_type": message.type, "a_source": message.source,
+            "a_since": message.recorded_at - window,
+        },
+    )  # fmt: skip
+    found: list[Any] = [*rows.all()]
+    wanted = {transaction.recipient for transaction in message.transactions}
+    same = [row for row in found if row.recipient in wanted and _same(row, message)]
+    decided = [row for row in same if row.accepted_at is not None]
+    repeated = {row.recipient for row in decided}
+    undecided = [row for row in same if row.accepted_at is None and row.recipient not in repeated]
+    if any(message.recorded_at - row.recorded_at < PENDING for row in undecided):
+        return Recording(pending=True)
+    other = next((row.token for row in found if row.recipient in wanted and not _same(row, message)), None)
+    first = next((row for row in decided if row.answer_to is not None), None)
+    return Recording(False, tuple(sorted(repeated)), _answer(first) if first is not None else None, other)
+
+
+def as_recorded(message: Message, found: Recording) -> Message:
+    """The message as it is kept: repeated recipients marked, and the first one's answer where all are."""
+    if not found.repeated:
+        return message
+    marked = tuple(
+        replace(t, state=State.DUPLICATE, due_at=None) if t.recipient in found.repeated else t
+        for t in message.transactions
+    )
+    answer = message.answer
+    if answer is not None and found.answer is not None and _all_of(marked):
+        answer = found.answer
+    return replace(message, transactions=marked, answer=answer)
+
+
+def _all_of(marked: tuple[Transaction, ...]) -> bool:
+    return all(transaction.state is State.DUPLICATE for transaction in marked)
+
+
+def _same(row: Row[Any], message: Message) -> bool:
+    """Whether two messages with the same ids say the same; what is not known of one tells nothing."""
+    if None not in (row.digest, message.digest) and row.digest != message.digest:
+        return False
+    if row.size is None or message.size is None:
+        return True
+    return bool(abs(row.size - message.size) <= _SLACK + max(row.size, message.size) // 100)
+
+
+def _answer(row: Row[Any]) -> Answer:
+    return Answer(row.answer_to, row.answer_from, row.answer_type, row.answer_status, bytes(row.answer_text))
