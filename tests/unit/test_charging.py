@@ -238,7 +238,8 @@ def test_a_transition_whose_record_fails_does_not_happen(store: Store, monkeypat
         with pytest.raises(StoreError, match="a fault of ours"):
             store.accepted(message.token, T0).result(5)
     kept = store.message(message.token)
-    assert kept is not None and kept.accepted_at is None
+    assert kept is not None
+    assert kept.accepted_at is None
     store.accepted(message.token, T0).result(5)
     assert made(store) == ["MMO4FRq"]
 
@@ -283,7 +284,8 @@ def sample(**change: Any) -> Record:
 
 def test_json_lines_hold_every_field_and_any_text() -> None:
     (line,) = written([sample(message_id=STRANGE)], "jsonl")
-    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
     value = json.loads(line)
     assert list(value) == [field.name for field in fields(Record)]
     assert (value["message_id"], value["message_size"], value["ack_requested"]) == (STRANGE, None, True)

@@ -518,7 +518,8 @@ def test_charging_records_are_off_until_asked_for_and_their_folder_is_found(tmp_
     base = example()
     assert parse_config(base, NAME).cdr is None
     asked = parse_config(base + "cdr: {}\n", NAME)
-    assert asked.cdr == Cdr() and asked.cdr_folder == "/var/lib/mm4/cdr"
+    assert asked.cdr == Cdr()
+    assert asked.cdr_folder == "/var/lib/mm4/cdr"
     text = base + "cdr: {format: csv, folder: records, rotate: {records: 3, after: 1d}}\n"
     given = parse_config(text, str(tmp_path / "mm4.yaml"))
     assert given.cdr is not None
