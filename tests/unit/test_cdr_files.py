@@ -267,6 +267,34 @@ def test_several_writers_in_one_folder_share_the_work(store: Store, folder: Fold
     assert len(names) == len(set(names)) == 20
 
 
+def test_two_hosts_that_claim_at_once_never_get_one_record(store: Store, tmp_path: Path) -> None:
+    folders = {host: Folder(tmp_path / host) for host in ("mx1", "mx2")}
+    tokens = charged(store, 20)
+    done = threading.Event()
+    faults: list[BaseException] = []
+
+    def work(host: str, opened: Store) -> None:
+        try:
+            while not done.is_set():
+                writer(opened, folders[host], host=host).write()
+        except BaseException as fault:
+            faults.append(fault)
+
+    with Store.open(f"sqlite:///{tmp_path}/mm4.db", charging=True) as other:
+        stores = {"mx1": store, "mx2": other}
+        threads = [threading.Thread(target=work, args=item) for item in stores.items()]
+        for thread in threads:
+            thread.start()
+        tokens += charged(store, 60)
+        poll(lambda: store.charges.waiting()[0] == 0)
+        done.set()
+        for thread in threads:
+            thread.join(30)
+    assert faults == []
+    assert folders["mx1"].tokens() + folders["mx2"].tokens() == Counter(tokens)
+    assert store.charges.unclosed() == []
+
+
 def killed(tmp_path: Path, folder: Folder, lines: int, pause: float, host: str) -> list[str]:
     """What a process that was killed had taken."""
     child = subprocess.Popen(
