@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -202,6 +204,40 @@ def test_what_was_refused_is_not_charged(link: Link) -> None:
     assert dialogue.data is not None
     assert dialogue.data[0] >= 500
     assert [r for r in exported(link) if r["transaction_id"] == ids[0]] == []
+
+
+def test_what_postfix_refuses_after_our_verdict_is_not_charged() -> None:
+    later = Path(__file__).parents[1] / "t-10-later-milter" / "later.py"
+    with Link(YAML, cdr=ON) as made:
+        gateway = made.gateway
+        socket = gateway.folder / "later.sock"
+        process = subprocess.Popen([sys.executable, str(later), str(socket)])
+        try:
+            wait_for(socket.exists, "the second milter's socket")
+            master = Path(gateway.facts["config_directory"]) / "master.cf"
+            text = master.read_text()
+            assert text.count("content_timeout=60s }") == 1
+            master.write_text(text.replace("content_timeout=60s }", f"content_timeout=60s }}, unix:{socket}"))
+            gateway.postfix("postfix", "reload")
+            ids: list[str] = []
+
+            def refused() -> bool:
+                # Until smtpd is started anew a message meets our milter alone.
+                ids[:] = new_ids(NORTH.domain)
+                content = forward_req(ids=(ids[0], ids[1]), sender=NORTH.number, extra=(("X-Test-Later", "554"),))
+                sender = f"{NORTH.number}/TYPE=PLMN@{NORTH.domain}"
+                return gateway.send(content, source=NORTH.source, mail_from=sender).code == 554
+
+            wait_for(refused, "the second milter's verdict")
+            came_from(made, NORTH)  # whatever came before it has had its time
+            gateway.quiet()
+            assert {t["state"] for t in gateway.trace(ids[0])} == {"recorded"}
+            found = exported(made)
+            assert "MMR4F" in {r["record_type"] for r in found}
+            assert [r for r in found if r["transaction_id"] == ids[0]] == []
+        finally:
+            process.kill()
+            process.wait(20)
 
 
 def test_the_files_hold_each_record_once_through_kills(link: Link) -> None:
