@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mm4.gateway.config import Config, Peer, parse_next_hop
+from mm4.gateway.config import Cdr, Config, Peer, parse_next_hop
 from mm4.gateway.configfile import dialect_files, origins, parse_config, place
 from mm4.gateway.example import example
 from mm4.gateway.quantity import parse_duration, parse_size
@@ -78,7 +78,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    max_siz", 17, "peers.south.max_siz", "unknown key; did you mean max_size?"),
     ("request: no", "reqest: no", 18, "peers.south.ack.reqest", "unknown key; did you mean request?"),
     ("workers: 3", "wrokers: 3", 22, "service.wrokers", "unknown key; did you mean workers?"),
-    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, duplicates, store, service, submit, folders"),
+    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, duplicates, store, service, submit, cdr, folders"),
     ('prefix: "+44"', 'prefix: "+44", reach: x', 20, "routes[0].reach", "unknown key"),
     ("  domain: mms.gw.example\n", "", 1, "local.domain", "has to be given"),
     ('    next_hop: "[192.0.2.1]:25"\n', "", 9, "peers.north.next_hop", "has to be given"),
@@ -501,7 +501,7 @@ def test_what_the_example_shows_as_default_is_the_default() -> None:
         bare = line.strip().removeprefix("#")
         key = bare.strip().partition(":")[0]
         commented = line.lstrip().startswith("# ") and key in {name for _, name in KEYS} and not bare.rstrip().endswith(".")
-        if (commented and bare.partition(":")[2].strip()) or key in ("folders", "ack"):
+        if (commented and bare.partition(":")[2].strip()) or key in ("folders", "ack", "cdr", "rotate"):
             line = line.replace("# ", "", 1)  # noqa: PLW2901 - the line as an operator would leave it
         lines.append(line)
     text = "\n".join(lines)
@@ -509,7 +509,22 @@ def test_what_the_example_shows_as_default_is_the_default() -> None:
     assert tree["submit"] == "sendmail"
     assert tree["folders"]["state"] == "/var/lib/mm4"
     assert "request" in tree["peers"]["tyntec"]["ack"]
-    assert parse_config(text, NAME) == parse_config(example(), NAME)
+    parsed = parse_config(text, NAME)
+    assert parsed.cdr == Cdr()  # the one section that is off as long as it is not there
+    assert parsed.model_copy(update={"cdr": None}) == parse_config(example(), NAME)
+
+
+def test_charging_records_are_off_until_asked_for_and_their_folder_is_found(tmp_path: Path) -> None:
+    base = example()
+    assert parse_config(base, NAME).cdr is None
+    asked = parse_config(base + "cdr: {}\n", NAME)
+    assert asked.cdr == Cdr()
+    assert asked.cdr_folder == "/var/lib/mm4/cdr"
+    text = base + "cdr: {format: csv, folder: records, rotate: {records: 3, after: 1d}}\n"
+    given = parse_config(text, str(tmp_path / "mm4.yaml"))
+    assert given.cdr is not None
+    assert (given.cdr.format, given.cdr_folder) == ("csv", str(tmp_path / "records"))
+    assert (given.cdr.rotate.records, given.cdr.rotate.after) == (3, 86400)
 
 
 def test_the_dialects_that_the_schema_names_are_those_that_there_are() -> None:

@@ -25,11 +25,13 @@ from pydantic import (
     model_validator,
 )
 
+from ..protocol.charging import Format
 from .names import PEER_NAME, PRIVATE_DOMAIN
 from .quantity import parse_duration, parse_size
 
 __all__ = [
     "Ack",
+    "Cdr",
     "Config",
     "Endpoint",
     "Folders",
@@ -37,6 +39,7 @@ __all__ = [
     "NetworkName",
     "Peer",
     "PrefixRoute",
+    "Rotate",
     "Service",
     "domain_of",
     "parse_next_hop",
@@ -328,6 +331,21 @@ class Service(_Section):
         return value
 
 
+class Rotate(_Section):
+    """When a file of charging records is closed."""
+
+    records: int = Field(10_000, ge=1, le=100_000, description="Records after which a file is closed.")
+    after: Duration = Field(3600, description="Age of the oldest record after which a file is closed with fewer.")
+
+
+class Cdr(_Section):
+    """Charging records (docs/charging.md)."""
+
+    format: Format = Field("jsonl", description="JSON lines, or csv with a head line.")
+    folder: Text | None = Field(None, description="Where closed files appear. Default: `cdr` below folders.state.")
+    rotate: Rotate = Field(default_factory=Rotate, description="When a file is closed.")
+
+
 class Folders(_Section):
     """Where things lie; the defaults are those of a Debian host."""
 
@@ -355,6 +373,11 @@ class Config(_Section):
     submit: Literal["sendmail", "smtp"] = Field(
         "sendmail", description="How acks go out: Postfix's sendmail, or the private submission line."
     )
+    cdr: Cdr | None = Field(
+        None,
+        description="Charging records after TS 32.270. Left out: none are made; `cdr: {}` makes them with these "
+        "defaults.",
+    )
     folders: Folders = Field(default_factory=Folders, description="Where things lie.")
 
     _dialects: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -376,6 +399,12 @@ class Config(_Section):
     def home(self) -> Local:
         """The first local identity."""
         return self.local[0]
+
+    @property
+    def cdr_folder(self) -> str:
+        """Where charging records go, where they are made."""
+        given = self.cdr.folder if self.cdr else None
+        return given or f"{self.folders.state.rstrip('/')}/cdr"
 
     @property
     def dialects(self) -> Mapping[str, str]:

@@ -108,7 +108,10 @@ def _absolute(config: Config, base: PurePath) -> Config:
     store = config.store
     if store.startswith("sqlite:///") and not store.startswith("sqlite:////"):
         store = f"sqlite:///{base / store.removeprefix('sqlite:///')}"
-    return config.model_copy(update={"folders": folders, "store": store, "peers": peers})
+    cdr = config.cdr
+    if cdr is not None and cdr.folder is not None:
+        cdr = cdr.model_copy(update={"folder": str(base / cdr.folder)})
+    return config.model_copy(update={"folders": folders, "store": store, "peers": peers, "cdr": cdr})
 
 
 def origins(config: Config, text: str, name: str) -> list[tuple[str, object, str]]:

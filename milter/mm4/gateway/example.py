@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .config import Ack, Config, Folders, Local, Peer, PrefixRoute, Service
+from .config import Ack, Cdr, Config, Folders, Local, Peer, PrefixRoute, Rotate, Service
 
 __all__ = ["example"]
 
@@ -58,6 +58,7 @@ def example() -> str:
     for name in ("duplicates", "store", "submit"):
         info = Config.model_fields[name]
         lines += [*_comment(info.description or ""), f"# {name}: {_WRITTEN.get(name) or _plain(info.default)}", ""]
+    lines += _section("cdr", Config.model_fields["cdr"], _keys(Cdr), commented=True)
     lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -76,22 +77,22 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
     given = _EXAMPLES.get(model, {}).get(name)
     if given is not None:
         yield f"{name}: {given}"
-    elif info.annotation is Ack:
+    elif info.annotation in (Ack, Rotate):
         yield f"# {name}:"
-        yield from (line if line.startswith("#") else f"#   {line}" for line in _ack())
+        yield from _nested(info.annotation)
     else:
         text = _WRITTEN.get(name) or _plain(info.get_default(call_default_factory=True))
         yield f"# {name}: {text}".rstrip()
 
 
-def _ack() -> Iterator[str]:
-    for name, info in Ack.model_fields.items():
+def _nested(model: type[BaseModel]) -> Iterator[str]:
+    for name, info in model.model_fields.items():
         yield f"#   {info.description}"
         yield f"#   {name}: {_WRITTEN.get(name) or _plain(info.default)}"
 
 
 # Defaults of durations as the file writes them; the schema holds seconds.
-_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d"}
+_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h"}
 
 
 def _plain(value: Any) -> str:

@@ -21,6 +21,7 @@ from ..gateway.configfile import parse_config
 from ..gateway.logline import logline
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
+from .cdr import start_cdr_writer
 from .control import say
 from .lmtp import LmtpServer
 from .logs import child_log
@@ -74,7 +75,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     command = json.loads(first)
     try:
         config = parse_config(command["config"], command["name"], command["dialects"])
-        store = Store.open(config.store, migrate=False)
+        store = Store.open(config.store, migrate=False, charging=config.cdr is not None)
     except Mm4Error as error:
         say(error=str(error))
         return error.exit_code
@@ -98,6 +99,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     for server in servers:
         server.start()
     responder.start()
+    cdr = start_cdr_writer(config, store, command["host"])
     say(ready=True)
     while line := await commands.readline():
         command = json.loads(line)
@@ -112,6 +114,8 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             say(configured=True)
         if "drain" in command:
             break
+    if cdr is not None:
+        cdr.stop()
     await responder.stop()
     await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
     with contextlib.suppress(TimeoutError):

@@ -41,8 +41,12 @@ ANSWERS = Counter(
     registry=None,
 )
 BOUNCES = Counter("mm4_bounces", "Delivery status notifications that came home, by action.", ("action",), registry=None)
+CDR_FILES = Counter(
+    "mm4_cdr_files", "Files of charging records: closed, or failed (tried again).", ("result",), registry=None
+)
+CDR_RECORDS = Counter("mm4_cdr_records", "Charging records in closed files.", registry=None)
 
-METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES)
+METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS)
 
 
 class Counters:
@@ -66,6 +70,11 @@ class Counters:
     def bounce(self, action: str) -> None:
         """A delivery status notification came home."""
         BOUNCES.labels(action).inc()
+
+    def cdr_file(self, result: str, records: int) -> None:
+        """A file of charging records was closed, with so many records, or failed."""
+        CDR_FILES.labels(result).inc()
+        CDR_RECORDS.inc(records)
 
 
 def expose(endpoint: Endpoint, folder: str) -> None:

@@ -236,6 +236,8 @@ class Sandbox:
             "postfix": str(self.instance.folder),
         }
         raw["store"] = given.store if "store" in raw else f"sqlite:///{self.folder / 'mm4.db'}"
+        if given.cdr is not None and given.cdr.folder is not None:
+            raw["cdr"]["folder"] = given.cdr.folder
         _absolute_reach(raw.get("routes"), self.origin.parent)
         for name, peer in given.peers.items():
             if is_file(peer.dialect):

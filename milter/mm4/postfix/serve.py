@@ -44,7 +44,7 @@ STOP_SECONDS = 45.0
 """Longest time a child may take to leave: a running eom, and a reserve. Below the unit's TimeoutStopSec."""
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a child that keeps dying is started again."""
-_FIXED = ("store", "folders")
+_FIXED = ("store", "folders", "cdr")
 """Keys that a running daemon cannot change."""
 
 

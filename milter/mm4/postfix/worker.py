@@ -40,7 +40,7 @@ def main(descriptor: int) -> int:
         return 0
     try:
         config = parse_config(first["config"], first["name"], first["dialects"])
-        store = Store.open(config.store, migrate=False)
+        store = Store.open(config.store, migrate=False, charging=config.cdr is not None)
     except Mm4Error as error:
         say(error=str(error))
         return error.exit_code

@@ -29,9 +29,20 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-__all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "generation", "messages", "metadata", "transactions"]
+__all__ = [
+    "REVISION",
+    "REVISIONS",
+    "UtcDateTime",
+    "cdr_files",
+    "charges",
+    "events",
+    "generation",
+    "messages",
+    "metadata",
+    "transactions",
+]
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -148,4 +159,55 @@ events = Table(
     Column("detail", Text()),
     Index("ix_events_transaction_row", "transaction_row"),
     Index("ix_events_token", "token"),
+)
+
+# A file of charging records, from the moment its records are chosen. AUTOINCREMENT: what is deleted gives no id back,
+# so that a sequence number never means two records.
+cdr_files = Table(
+    "cdr_files",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("host", String(), nullable=False),
+    Column("folder", String(), nullable=False),
+    Column("name", String(), nullable=False),
+    Column("format", String(), nullable=False),
+    Column("records", Integer(), nullable=False),
+    Column("claimed_at", UtcDateTime(), nullable=False),
+    Column("written_at", UtcDateTime()),
+    Column("folder_identity", String()),
+    Column("closed_at", UtcDateTime()),
+    sqlite_autoincrement=True,
+)
+_unclosed = cdr_files.c.closed_at.is_(None)
+Index("ix_cdr_files_host", cdr_files.c.host, sqlite_where=_unclosed, postgresql_where=_unclosed)
+
+# Copies and no foreign keys: a record is a fact, which outlives the transaction it was made of.
+charges = Table(
+    "charges",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("token", String(), nullable=False),
+    Column("type", String(), nullable=False),
+    Column("at", UtcDateTime(), nullable=False),
+    Column("requested_at", UtcDateTime(), nullable=False),
+    Column("peer", String(), nullable=False),
+    Column("originator", String(), nullable=False),
+    Column("recipient", String(), nullable=False),
+    Column("message_id", String(), nullable=False),
+    Column("transaction_id", String(), nullable=False),
+    Column("size", BigInteger()),
+    Column("expires_at", UtcDateTime()),
+    Column("ack_requested", Boolean(), nullable=False),
+    Column("delivery_report", Boolean(), nullable=False),
+    Column("read_reply", Boolean(), nullable=False),
+    Column("status", String()),
+    Column("mm_status", String()),
+    Column("read_status", String()),
+    Column("queue_id", String(), nullable=False),
+    Column("host", String(), nullable=False),
+    Column("file_id", _RowId),
+    Index("ix_charges_once", "token", "type", "originator", "recipient", unique=True),
+    Index("ix_charges_at", "at"),
+    Index("ix_charges_file_id", "file_id"),
+    sqlite_autoincrement=True,
 )

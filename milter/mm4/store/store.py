@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from ..protocol.errors import StoreError
 from ..protocol.transaction import Direction, Message, Original, Recording
 from . import copies, records, transitions
+from .charges import Charges, charge_accepted, charge_answer
 from .database import Database
 from .records import clean
 from .schema import transactions
@@ -45,19 +46,30 @@ class Store:
     ids are unquoted.
     """
 
-    def __init__(self, database: Database, readers: Engine, writer: Writer | None) -> None:
+    def __init__(self, database: Database, readers: Engine, writer: Writer | None, charging: bool = False) -> None:
         self._database = database
+        self._charging = charging
+        self.charges = Charges(self)
         self._readers = readers
         self._writer = writer
         self._process = os.getpid()
         self._closed = False
 
     @classmethod
-    def open(cls, url: str, *, busy_seconds: float = 5.0, migrate: bool = True, read_only: bool = False) -> Store:
+    def open(
+        cls,
+        url: str,
+        *,
+        busy_seconds: float = 5.0,
+        migrate: bool = True,
+        read_only: bool = False,
+        charging: bool = False,
+    ) -> Store:
         """Open the store at `sqlite:////absolute/path` or `postgresql://...`, creating or migrating it.
 
         `busy_seconds` is the longest that anything waits for another process's lock. Without `migrate`, and
-        with `read_only`, a store that is missing or old is an error. Raises StoreError: no such folder, not
+        with `read_only`, a store that is missing or old is an error. With `charging` it makes charging records,
+        each in the transaction of what it is about. Raises StoreError: no such folder, not
         writable, not a database, a schema newer than this code, a URL that names no store.
         """
         database = Database.parse(url, busy_seconds, read_only)
@@ -67,7 +79,7 @@ class Store:
         except BaseException:
             readers.dispose()
             raise
-        return cls(database, readers, None if read_only else Writer(database, database.engine("writer")))
+        return cls(database, readers, None if read_only else Writer(database, database.engine("writer")), charging)
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +117,12 @@ class Store:
         Only the first call counts. `queue_id` is kept only where none was recorded. The result is whether
         the token is known.
         """
-        return self._write(lambda connection: transitions.accept(connection, token, at, queue_id))
+        return self._write(
+            self._charged(
+                lambda connection: transitions.accept(connection, token, at, queue_id),
+                lambda connection: charge_accepted(connection, token, at),
+            )
+        )
 
     def answered(self, token: str, at: datetime, answer_queue_id: str | None) -> Future[bool]:
         """The RES of the message was submitted: its inward transactions are ANSWERED with the RES's status.
@@ -113,7 +130,12 @@ class Store:
         What was REFUSED stays so. Only the first call counts; accepts the message too if nobody did. The
         result is whether the token is known.
         """
-        return self._write(lambda connection: transitions.answer(connection, token, at, answer_queue_id))
+        return self._write(
+            self._charged(
+                lambda connection: transitions.answer(connection, token, at, answer_queue_id),
+                lambda connection: charge_accepted(connection, token, at),
+            )
+        )
 
     def receive_answer(
         self,
@@ -137,17 +159,20 @@ class Store:
         ids = f"transaction id {transaction_id!r}" + ("" if message_id is None else f", message id {message_id!r}")
         detail = clean(f"{type} {status} from {peer} at {host}, {ids}" + (f": {text}" if text else ""))
         return self._write(
-            lambda connection: transitions.receive_answer(
-                connection,
-                peer=peer,
-                type_=clean(type),
-                transaction_id=clean(transaction_id),
-                message_id=None if message_id is None else clean(message_id),
-                status=clean(status),
-                at=at,
-                recipients=tuple(map(clean, recipients)),
-                queue_id=queue_id,
-                detail=detail,
+            self._charged(
+                lambda connection: transitions.receive_answer(
+                    connection,
+                    peer=peer,
+                    type_=clean(type),
+                    transaction_id=clean(transaction_id),
+                    message_id=None if message_id is None else clean(message_id),
+                    status=clean(status),
+                    at=at,
+                    recipients=tuple(map(clean, recipients)),
+                    queue_id=queue_id,
+                    detail=detail,
+                ),
+                lambda connection: charge_answer(connection, peer, clean(type), clean(transaction_id), at),
             )
         )
 
@@ -249,6 +274,18 @@ class Store:
             future.result(limit)
         except FutureTimeoutError:
             raise StoreError(f"store {self._database}: not written within {limit:g} s; check the disk") from None
+
+    def _charged(self, operation: Operation[T], charge: Operation[None]) -> Operation[T]:
+        """The operation, and the charging records that it makes in the same transaction, where these are wanted."""
+        if not self._charging:
+            return operation
+
+        def both(connection: Connection) -> T:
+            result = operation(connection)
+            charge(connection)
+            return result
+
+        return both
 
     def _write(self, operation: Operation[T]) -> Future[T]:
         if self._writer is not None:

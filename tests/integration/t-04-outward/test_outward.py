@@ -390,7 +390,7 @@ def test_a_repeated_res_changes_nothing(link: Link) -> None:
     assert answer(link, res(ids, "Error-unspecified")).code == 250
     done = in_state(link, ids[1], "answered")
     assert done["status"] == "Ok"
-    assert [e["what"] for e in done["events"]].count("repeated answer") == 1
+    assert [e["what"] for e in done["events"]].count("contradictory answer") == 1
 
 
 def test_a_res_of_another_peer_changes_nothing(link: Link) -> None:
