@@ -7,6 +7,7 @@ so that Postfix changes nothing on the way. A RES is never sent outside the peer
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,12 +17,12 @@ from ..protocol.headers import join
 from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
-from ..protocol.writer import Verbatim, write
-from .config import Peer, domain_of
+from ..protocol.writer import Verbatim, write, write_value
+from .config import Local, Peer, domain_of
 from .names import public_name, via
 from .routing import Side
 
-__all__ = ["answer_address", "compose_answer"]
+__all__ = ["answer_address", "compose_answer", "mmsc_address", "restated"]
 
 
 def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
@@ -43,6 +44,16 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
     return next((c for c in candidates if c and _answerable(c, peer)), None)
 
 
+def mmsc_address(pdu: Pdu, local: Local) -> str | None:
+    """Where a peer's RES goes that an MMSC of ours asked for: its originator system, in the domain in which Postfix
+    reaches it; None where it names none, or where no MMSC is configured.
+    """
+    named = pdu.get("originator_system")
+    if not (pdu.ack_request and local.deliver_to and isinstance(named, Address) and named.domain):
+        return None
+    return f"{named.local_part()}@{domain_of(local.deliver_to)}"
+
+
 def compose_answer(
     pdu: Pdu,
     status: str,
@@ -54,12 +65,11 @@ def compose_answer(
     token: str,
     now: datetime,
 ) -> Answer:
-    """The RES to `pdu` with a request status, for `rcpt_to`; what it says beside that is what the dialect's rows ask.
+    """The RES to `pdu` from `side` with a request status, for `rcpt_to`; what it says beside is what the dialect's rows
+    ask.
 
     `served` are the recipients of whom it speaks, by `Address.key`. The same arguments give the same bytes.
     """
-    peer = side.peer
-    assert peer is not None
     request = pdu.type or "MM4_forward.REQ"
     answer_type = dialect.answer_type(request) or "MM4_forward.RES"
     local = side.local
@@ -85,8 +95,28 @@ def compose_answer(
     lines.append(("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"))
     if "content_type" in written:
         lines.append(("MIME-Version", "1.0"))
-    mail_from = local.system_address if peer.mail_from == "system" else ""
-    return Answer(via(rcpt_to, side.name), mail_from, answer_type, status, join(lines, b""))
+    mail_from = local.system_address if side.peer is None or side.peer.mail_from == "system" else ""
+    to = rcpt_to if side.peer is None else via(rcpt_to, side.name)
+    return Answer(to, mail_from, answer_type, status, join(lines, b""))
+
+
+def restated(answer: Answer, status: str, text: str | None, dialect: Dialect) -> Answer:
+    """A RES that was composed as Ok and held, with the status and the text that came for it.
+
+    Its ids, and all else that the REQ asked for, stay to the byte.
+    """
+    row = dialect.row_of.get((answer.type, "status_text"))
+    status_line = dialect.fields["status_code"].header + ": "
+    lines = []
+    for line in answer.message.decode("ascii").split("\r\n"):
+        if not line.startswith(status_line):
+            lines.append(line)
+            continue
+        lines.append(status_line + status)
+        if text and row is not None:
+            field = dialect.fields["status_text"]
+            lines.append(f"{field.header}: {write_value(text, field, dialect)}".replace("\n", "\r\n"))
+    return replace(answer, status=status, message="\r\n".join(lines).encode("ascii"))
 
 
 def _answerable(address: str, peer: Peer) -> bool:

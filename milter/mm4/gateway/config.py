@@ -286,7 +286,11 @@ class Peer(_Section):
         "log", description="Whether an envelope sender outside `domains` is refused (strict) or let pass."
     )
     transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
-    answers: Literal["gateway"] = Field("gateway", description="Who answers this peer's REQs: the gateway.")
+    answers: Literal["gateway", "mmsc"] = Field(
+        "gateway",
+        description="Who answers this peer's REQs: the gateway, as soon as Postfix has them, or the MMSC, whose own "
+        "RES goes out as the peer wants it; and an MMSC that asks this peer for a RES gets it.",
+    )
     ack: Ack = Field(default_factory=Ack, description="What we ask of this peer for what we send.")
 
     @model_validator(mode="after")

@@ -18,10 +18,11 @@ from ..protocol.headers import Header, unfold
 from ..protocol.pdu import Pdu
 from ..protocol.reader import read
 from ..protocol.transaction import Answer, Direction, Message, State, Transaction
-from .answers import answer_address, compose_answer
+from .answers import answer_address, compose_answer, mmsc_address, restated
 from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
+from .names import strip_via
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
 from .reports import REPORTS, addressees, original_of, outward_values
 from .rewriting import (
@@ -165,10 +166,12 @@ class _Decision:
                 return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=problem)
             status = CORRUPT if pdu.type else UNSUPPORTED
             return self._refuse(REPLIES[status], status, problem)
+        held = self._held(pdu)
         if self.side.peer is None:
-            return Verdict(
-                Action.DISCARD, ENDED, self.direction, pdu, reason="the gateway answers peers, this RES is not needed"
-            )
+            if held is not None:
+                return self._passed_on(held)
+            unwanted = "no REQ waits for this RES: the gateway answers peers, or nobody knows it"
+            return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=unwanted)
         arrival = Arrival(
             self.side.name,
             pdu.type,
@@ -179,8 +182,44 @@ class _Decision:
             tuple(a.key for a in pdu.get("request_recipients") or () if a.kind is not Kind.INVALID),
         )
         reason = pdu.errors[0].text if errors else None
+        if held is not None:
+            return replace(self._passed_on(held), arrival=arrival, reason=reason)
         return Verdict(
             Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, reason=reason, arrival=arrival
+        )
+
+    def _held(self, pdu: Pdu) -> Message | None:
+        """The message whose own RES waits for this one."""
+        ids = pdu.get("transaction_id"), pdu.get("message_id")
+        way = Direction.IN if self.side.peer is None else Direction.OUT
+        kind = (pdu.type or "").removesuffix(".RES") + ".REQ"
+        for message in self.mail.held:
+            fits = any(ids[0] == t.transaction_id and ids[1] in (None, t.message_id) for t in message.transactions)
+            if fits and message.direction is way and message.type == kind and message.answer is not None:
+                return message
+        return None
+
+    def _passed_on(self, held: Message) -> Verdict:
+        """A RES for whom it was waited for: in the terms of the one who asked, with his ids as they were."""
+        pdu, mail = self.pdu, self.mail
+        peer = self.router.config.peers.get(held.peer)
+        dialect = self.router.dialects["3gpp" if held.direction is Direction.OUT or peer is None else peer.dialect]
+        assert held.answer is not None
+        answer = restated(held.answer, pdu.get("status_code"), pdu.get("status_text"), dialect)
+        record = Message(
+            mail.token, self.direction, held.peer, pdu.type or "", mail.queue_id, mail.host, mail.now, (),
+            answer=answer, source=self.side.name, copy_of=held.token,
+        )  # fmt: skip
+        return Verdict(
+            Action.ACCEPT,
+            ACCEPTED,
+            self.direction,
+            pdu,
+            status=answer.status,
+            deleted=tuple(r.raw for r in mail.recipients),
+            added=(commit_recipient(mail.token),),
+            record=record,
+            answers=(answer,),
         )
 
     def _violation(self, status: str, reason: str) -> Verdict:
@@ -232,16 +271,34 @@ class _Decision:
                 return self._violation(CORRUPT, str(error))
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
         assert verdict.record is not None
+        held = self._held_back(target.side, answer)
+        if held is not None:
+            record = replace(verdict.record, answer=held[0], reply_to=held[1])
+            return replace(verdict, record=record, status="Ok")
         return replace(
             verdict, record=replace(verdict.record, answer=answer), answers=(answer,) if answer else (), status="Ok"
         )
+
+    def _held_back(self, target: str, answer: Answer | None) -> tuple[Answer, str] | None:
+        """The RES to this REQ that waits for another's word, and where it will go; None where the gateway answers.
+
+        Inward that is the MMSC's, where it answers this peer itself; outward the peer's, where our MMSC asked for it.
+        """
+        if self.side.peer is not None:
+            waits = answer is not None and self.side.peer.answers == "mmsc" and target == LOCAL
+            return (answer, strip_via(answer.rcpt_to)) if answer is not None and waits else None
+        peer = self.router.config.peers.get(target)
+        reply_to = mmsc_address(self.pdu, self.local) if peer is not None and peer.answers == "mmsc" else None
+        return (self._answer("Ok", None, reply_to), reply_to) if reply_to else None
 
     def _inward(self) -> Verdict:
         served = self.router.serves(_number(self.targets[0]))
         local = served[1] if served else self.local
         sender, parameters = inward_sender(local, self.mail.token)
         record = self._record(Direction.IN, self.side.name, State.RECORDED, None)
-        return self._accept(sender, parameters, inward_edits(self.pdu), record)
+        # Where the MMSC answers, it gets the REQ as it is.
+        asked = self.side.peer is not None and self.side.peer.answers == "mmsc"
+        return self._accept(sender, parameters, [] if asked else inward_edits(self.pdu), record)
 
     def _outward(self, name: str) -> Verdict:
         peer = self.router.config.peers[name]

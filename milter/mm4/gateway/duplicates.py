@@ -42,7 +42,8 @@ def settled(verdict: Verdict, mail: Mail, recording: Recording) -> Verdict:
         verdict = replace(verdict, reason=verdict.reason or f"same ids as {recording.conflict}, other content")
     if not recording.repeated:
         return verdict
-    answers = (recording.answer,) if recording.answer and verdict.answers else verdict.answers
+    asked = verdict.answers or (verdict.record is not None and verdict.record.answer is not None)
+    answers = (recording.answer,) if recording.answer and asked else verdict.answers
     record = replace(verdict.record, answer=answers[0] if answers else None) if verdict.record else None
     left = tuple(
         target

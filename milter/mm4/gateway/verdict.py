@@ -92,6 +92,8 @@ class Mail:
     originals: tuple[Original, ...] = ()
     size: int | None = None
     """Bytes on the wire, as the client said at MAIL."""
+    held: tuple[Message, ...] = ()
+    """For a RES: earlier messages of its transaction id whose own RES waits for it, newest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,7 +265,8 @@ class Responder:
             if ids and message.queue_id and message.queue_id not in ids:
                 said["why"] = f"forged: recorded for queue id {message.queue_id}"
                 return logging.WARNING
-            if message.answer is None:
+            if message.answer is None or message.reply_to is not None:
+                # Nothing was asked for, or the RES waits for another's word.
                 if message.accepted_at is None:
                     queue_id = message.queue_id or (ids[-1] if ids else None)
                     await self._retried(

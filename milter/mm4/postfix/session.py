@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..gateway.decide import decide, read_mail
 from ..gateway.duplicates import settled
@@ -34,6 +34,8 @@ __all__ = ["EOM_SECONDS", "History", "Ledger", "Observer", "Runtime", "Session"]
 
 log = logging.getLogger("mm4.milter")
 
+T = TypeVar("T")
+
 EOM_SECONDS = 20.0
 """Longest time from the end of a message to its verdict; Postfix waits three times as long (content_timeout)."""
 
@@ -48,6 +50,9 @@ class History(Protocol):
 
     def copies(self, message: Message, window: timedelta) -> Recording:
         """What of a message came before."""
+
+    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+        """The messages whose own RES waits for the one to this transaction, newest first."""
 
 
 class Ledger(History, Protocol):
@@ -229,6 +234,9 @@ class Session:
             originals = history.originals(
                 question.message_id, direction=question.direction, peer=question.peer, recipient=question.recipient
             )
+        held: tuple[Message, ...] = ()
+        if pdu.is_answer and history is not None and self.router.answering_mmsc and pdu.get("transaction_id"):
+            held = history.held(pdu.get("transaction_id"), self.side.name if self.side.peer else None)
         mail = Mail(
             side=self.side.name,
             client=self.client,
@@ -242,6 +250,7 @@ class Session:
             now=self.runtime.clock(),
             originals=originals,
             size=self.size,
+            held=held,
         )
         self.judged = mail
         return decide(mail, self.router, self.side)
@@ -256,26 +265,24 @@ class Session:
             if verdict.record is None or window is None or self.runtime.history is None:
                 return verdict
             return self._settled(verdict, self.runtime.history.copies(verdict.record, window))
-        waiting: concurrent.futures.Future[Recording] | concurrent.futures.Future[int]
-        if verdict.record is not None:
-            waiting = store.record(verdict.record, window)
-        elif verdict.arrival is not None:
+        if verdict.arrival is not None:
             a = verdict.arrival
-            waiting = store.receive_answer(
+            answering = store.receive_answer(
                 a.peer, a.type, a.transaction_id, a.message_id, a.status, a.text,
                 self.runtime.clock(), self.queue_id, self.runtime.host, a.recipients,
             )  # fmt: skip
-        else:
-            return verdict
+            if not self._committed(answering, started):
+                return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
+        if verdict.record is not None:
+            return self._settled(verdict, self._committed(store.record(verdict.record, window), started))
+        return verdict
+
+    def _committed(self, waiting: concurrent.futures.Future[T], started: float) -> T:
+        """The result of a write, once it is on disk. Raises StoreError where that takes too long."""
         try:
-            found = waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
+            return waiting.result(timeout=max(0.1, self.runtime.eom_seconds - (time.monotonic() - started)))
         except (TimeoutError, concurrent.futures.CancelledError):
             raise StoreError(f"the store did not commit within {self.runtime.eom_seconds:.0f} s") from None
-        if isinstance(found, Recording):
-            return self._settled(verdict, found)
-        if not found:
-            return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
-        return verdict
 
     def _settled(self, verdict: Verdict, found: Recording) -> Verdict:
         return verdict if self.judged is None else settled(verdict, self.judged, found)

@@ -37,6 +37,8 @@ _CANDIDATES = (
         messages.c.answer_type,
         messages.c.answer_status,
         messages.c.answer_text,
+        messages.c.answered_at,
+        messages.c.reply_to,
     )
     .join(messages, messages.c.token == transactions.c.token)
     .where(
@@ -83,7 +85,9 @@ def find(connection: Connection, message: Message, window: timedelta) -> Recordi
     if any(message.recorded_at - row.recorded_at < PENDING for row in undecided):
         return Recording(pending=True)
     other = next((row.token for row in found if row.recipient in wanted and not _same(row, message)), None)
-    first = next((row for row in decided if row.answer_to is not None), None)
+    # A RES that waits for another's word says nothing yet.
+    spoken = (row for row in decided if row.answer_to is not None and (row.reply_to is None or row.answered_at))
+    first = next(spoken, None)
     return Recording(False, tuple(sorted(repeated)), _answer(first) if first is not None else None, other)
 
 
@@ -95,10 +99,12 @@ def as_recorded(message: Message, found: Recording) -> Message:
         replace(t, state=State.DUPLICATE, due_at=None) if t.recipient in found.repeated else t
         for t in message.transactions
     )
-    answer = message.answer
-    if answer is not None and found.answer is not None and _all_of(marked):
-        answer = found.answer
-    return replace(message, transactions=marked, answer=answer)
+    answer, reply_to = message.answer, message.reply_to
+    if answer is not None and _all_of(marked):
+        # What waits for another's word goes out once, for the first one.
+        answer = found.answer or (None if reply_to else answer)
+        reply_to = None
+    return replace(message, transactions=marked, answer=answer, reply_to=reply_to)
 
 
 def _all_of(marked: tuple[Transaction, ...]) -> bool:

@@ -11,20 +11,48 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select, update
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
 from . import copies
 from .schema import messages, transactions
 from .writer import Operation
 
-__all__ = ["MOST_ORIGINALS", "clean", "load", "load_originals", "load_owed", "recording"]
+__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording"]
 
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
 
 _INSERT_MESSAGE = insert(messages)
 _INSERT_TRANSACTIONS = insert(transactions)
+_AT = bindparam("an_at", type_=messages.c.recorded_at.type)
+_RELEASE = (
+    update(messages)
+    .where(messages.c.token == bindparam("a_token"), messages.c.answered_at.is_(None))
+    .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
+)
+_ANSWERED = (
+    update(transactions)
+    .where(
+        transactions.c.token == bindparam("a_token"),
+        transactions.c.direction == Direction.IN.value,
+        transactions.c.state.in_((State.RECORDED.value, State.ACCEPTED.value)),
+    )
+    .values(state=State.ANSWERED.value, status=bindparam("a_status"), updated_at=_AT)
+)
+_HELD = (
+    select(messages.c.token)
+    .join(transactions, messages.c.token == transactions.c.token)
+    .where(
+        transactions.c.transaction_id == bindparam("an_id"),
+        messages.c.reply_to.is_not(None),
+        messages.c.answer_to.is_not(None),
+        messages.c.answered_at.is_(None),
+    )
+    .group_by(messages.c.token, messages.c.recorded_at)
+    .order_by(messages.c.recorded_at.desc())
+    .limit(10)
+)
 _BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
 _ORIGINALS = (
     select(transactions, messages.c.source, messages.c.recorded_at)
@@ -67,11 +95,20 @@ def recording(message: Message, window: timedelta | None) -> Operation[Recording
             marked = copies.as_recorded(message, found)
             kept, parts = _message_row(marked), _transaction_rows(marked)
         connection.execute(_INSERT_MESSAGE, kept)
+        if message.answer is not None and message.copy_of is not None:
+            _release(connection, message, message.answer)
         if parts:
             connection.execute(_INSERT_TRANSACTIONS, parts)
         return found
 
     return operation
+
+
+def _release(connection: Connection, message: Message, answer: Answer) -> None:
+    """Note that the RES that waited for `message` has its word; the mail itself is the answer to `message`."""
+    held = {"a_token": message.copy_of, "a_status": answer.status, "an_at": message.recorded_at}
+    connection.execute(_RELEASE, {**held, "a_text": answer.message})
+    connection.execute(_ANSWERED, held)
 
 
 def _message_row(message: Message) -> dict[str, Any]:
@@ -135,10 +172,22 @@ def load(connection: Connection, token: str) -> Message | None:
     return _message(row, connection.execute(_OF_TOKEN, {"token": token}))
 
 
+def load_held(connection: Connection, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    """Read the messages whose own RES waits for the one to this transaction: outward to `peer`, or inward (None)."""
+    query = _HELD.where(
+        transactions.c.direction == (Direction.IN.value if peer is None else Direction.OUT.value),
+        *(() if peer is None else (transactions.c.peer == peer,)),
+    )
+    found = (load(connection, row.token) for row in connection.execute(query, {"an_id": transaction_id}).all())
+    return tuple(message for message in found if message is not None)
+
+
 def load_owed(connection: Connection, older_than: datetime | None) -> list[Message]:
     """Read the messages whose answer is not out, oldest first; `older_than` compares with recorded_at."""
     # Written like the condition of ix_messages_owed, or the index would not be used.
     condition: ColumnElement[bool] = messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None)
+    # What waits for another's word is not owed yet.
+    condition &= messages.c.reply_to.is_(None)
     if older_than is not None:
         condition &= messages.c.recorded_at < older_than
     rows = connection.execute(select(messages).where(condition).order_by(messages.c.recorded_at)).all()

@@ -239,6 +239,13 @@ class Store:
             )
         )
 
+    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+        """Read the messages whose own RES waits for the one to this transaction, newest first.
+
+        They are those that went to `peer`, or, where that is None, those that came in.
+        """
+        return self._read(lambda connection: records.load_held(connection, clean(transaction_id), peer))
+
     def owed(self, older_than: datetime | None = None) -> list[Message]:
         """Read the messages whose answer is not out yet, oldest first; `older_than`: recorded before it."""
         return self._read(lambda connection: records.load_owed(connection, older_than))
