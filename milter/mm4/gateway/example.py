@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .config import Ack, Config, Folders, Local, Peer, PrefixRoute, Service
+from .config import Ack, Config, Folders, Local, Peer, PrefixRoute, Service, Spool
 
 __all__ = ["example"]
 
@@ -59,6 +59,7 @@ def example() -> str:
         info = Config.model_fields[name]
         lines += [*_comment(info.description or ""), f"# {name}: {_plain(info.default)}", ""]
     lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
+    lines += _section("spool", Config.model_fields["spool"], _keys(Spool), commented=True)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -86,12 +87,12 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
 
 def _ack() -> Iterator[str]:
     for name, info in Ack.model_fields.items():
-        yield f"#   {info.description}"
+        yield from (f"#   {line[2:]}" for line in _comment(info.description or ""))
         yield f"#   {name}: {_WRITTEN.get(name) or _plain(info.default)}"
 
 
-# Defaults of durations as the file writes them; the schema holds seconds.
-_WRITTEN = {"drain": "5s", "timeout": "10m"}
+# Defaults of durations and sizes as the file writes them; the schema holds seconds and bytes.
+_WRITTEN = {"drain": "5s", "timeout": "10m", "quota": "1GB"}
 
 
 def _plain(value: Any) -> str:

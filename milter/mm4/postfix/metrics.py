@@ -41,12 +41,25 @@ ANSWERS = Counter(
     registry=None,
 )
 BOUNCES = Counter("mm4_bounces", "Delivery status notifications that came home, by action.", ("action",), registry=None)
+UNANSWERED = Counter(
+    "mm4_unanswered",
+    "Transactions whose RES did not come, by peer and what became of them: overdue, again (sent again), unsent "
+    "(could not be sent again), failed (nothing more is done).",
+    ("peer", "result"),
+    registry=None,
+)
+COPIES = Counter(
+    "mm4_copies",
+    "Copies of messages that may have to be sent again: kept, full (no room by the quota), error (disk).",
+    ("result",),
+    registry=None,
+)
 
-METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES)
+METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, UNANSWERED, COPIES)
 
 
 class Counters:
-    """Counts what sessions and the responder report."""
+    """Counts what sessions, the responder and the timers report."""
 
     def message(self, peer: str, verdict: Verdict, seconds: float) -> None:
         """One message has its verdict."""
@@ -66,6 +79,14 @@ class Counters:
     def bounce(self, action: str) -> None:
         """A delivery status notification came home."""
         BOUNCES.labels(action).inc()
+
+    def unanswered(self, peer: str, result: str) -> None:
+        """What became of a transaction whose RES did not come in time."""
+        UNANSWERED.labels(peer, result).inc()
+
+    def copy(self, result: str) -> None:
+        """Whether a copy was kept of a message that may have to be sent again."""
+        COPIES.labels(result).inc()
 
 
 def expose(endpoint: Endpoint, folder: str) -> None:
