@@ -32,6 +32,7 @@ _COMMANDS = {
     "send": ("send", "Compose an MMS and submit it."),
     "report": ("report", "Report about a message received: delivered, read."),
     "trace": ("trace", "The whole life of a message."),
+    "expire": ("expire", "Return what is past its X-Mms-Expiry and still in Postfix's queue (root)."),
     "postfix": ("postfix", "Postfix's tables and wiring."),
     "sandbox": ("sandbox", "A private Postfix with this gateway on loopback."),
     "demo": ("demo", "Two sandboxes exchange an MMS and its reports; shows what crosses."),

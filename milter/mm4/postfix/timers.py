@@ -163,6 +163,7 @@ class Timers:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        self._sum_up()
 
     async def _repeat(self, step: Callable[[], Awaitable[float]], pause: float) -> None:
         """Do the step for ever. It says how many seconds to wait; while it fails that grows, and is said once."""
@@ -200,10 +201,14 @@ class Timers:
             await asyncio.gather(*(self._tell(late) for late in found if late.state is State.FAILED))
         if seen >= BATCH:
             return BREATH
+        self._sum_up()
+        return self._interval
+
+    def _sum_up(self) -> None:
+        """One line for those that had none of their own."""
         if self._lines > LINES:
             log.warning(logline(overdue="and others", count=self._lines - LINES))
         self._lines = 0
-        return self._interval
 
     def _say(self, found: Iterable[Late]) -> None:
         for late in found:

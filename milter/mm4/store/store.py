@@ -24,7 +24,7 @@ from . import records, timers, transitions
 from .database import Database
 from .records import clean
 from .schema import transactions
-from .timers import Late
+from .timers import Expired, Late
 from .trace import trace
 from .upgrade import prepare
 from .writer import Operation, Writer
@@ -223,6 +223,10 @@ class Store:
     def awaited(self, tokens: Sequence[str]) -> set[str]:
         """Read which of these messages have a recipient for whom they may have to be sent again."""
         return self._read(lambda connection: timers.awaited(connection, tokens))
+
+    def expired(self, queue_ids: Sequence[str], host: str, now: datetime) -> list[Expired]:
+        """Read which of these queue ids of `host` are of messages past their expiry, by its and its copies' ids."""
+        return self._read(lambda connection: timers.expired(connection, queue_ids, host, now))
 
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""
