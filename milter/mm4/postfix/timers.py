@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -295,7 +296,7 @@ class Timers:
         at = self._now()
         due_at = at + self._retries[late.peer].pause(late.attempts)
         await self._kept(self._store.sent_again(late, at, queue_id or None, due_at))
-        self._line(logging.INFO, late, submitted=queue_id or None, reason=late.reason)
+        self._line(logging.INFO, replace(late, state=State.WAITING), submitted=queue_id or None, reason=late.reason)
         self._counters.unanswered(late.peer, "again")
 
     # --- copies
