@@ -501,7 +501,7 @@ def test_what_the_example_shows_as_default_is_the_default() -> None:
         bare = line.strip().removeprefix("#")
         key = bare.strip().partition(":")[0]
         commented = line.lstrip().startswith("# ") and key in {name for _, name in KEYS} and not bare.rstrip().endswith(".")
-        if (commented and bare.partition(":")[2].strip()) or key in ("folders", "ack", "cdr", "rotate"):
+        if (commented and bare.partition(":")[2].strip()) or key in ("folders", "spool", "ack", "cdr", "rotate"):
             line = line.replace("# ", "", 1)  # noqa: PLW2901 - the line as an operator would leave it
         lines.append(line)
     text = "\n".join(lines)

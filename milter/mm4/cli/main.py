@@ -33,6 +33,7 @@ _COMMANDS = {
     "report": ("report", "Report about a message received: delivered, read."),
     "trace": ("trace", "The whole life of a message."),
     "cdr": ("cdr", "Charging records."),
+    "expire": ("expire", "Return what is past its X-Mms-Expiry and still in Postfix's queue (root)."),
     "postfix": ("postfix", "Postfix's tables and wiring."),
     "sandbox": ("sandbox", "A private Postfix with this gateway on loopback."),
     "demo": ("demo", "Two sandboxes exchange an MMS and its reports; shows what crosses."),

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from ..protocol.charging import Format
+from ..protocol.retry import Retry
 from .names import PEER_NAME, PRIVATE_DOMAIN
 from .quantity import parse_duration, parse_size
 
@@ -41,6 +42,7 @@ __all__ = [
     "PrefixRoute",
     "Rotate",
     "Service",
+    "Spool",
     "domain_of",
     "parse_next_hop",
 ]
@@ -248,6 +250,13 @@ class Ack(_Section):
 
     request: bool = Field(True, description="Whether our forward.REQ asks for a forward.RES.")
     timeout: Duration = Field(600, description="How long a RES may take before the transaction counts as overdue.")
+    retry: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="How often a message is sent again while no RES comes, or one with an error that may pass; the "
+        "timeout is doubled each time.",
+    )
 
 
 class Peer(_Section):
@@ -353,13 +362,23 @@ class Cdr(_Section):
 class Folders(_Section):
     """Where things lie; the defaults are those of a Debian host."""
 
-    state: Text = Field("/var/lib/mm4", description="Maildirs, unclaimed mail, counters.")
+    state: Text = Field("/var/lib/mm4", description="Maildirs, unclaimed mail, copies to send again, counters.")
     sockets: Text = Field(
         "/var/spool/postfix/mm4",
         description="milter.sock and responder.sock; below Postfix's queue folder, so that "
         "chrooted and unchrooted services see them.",
     )
     postfix: Text = Field("/etc/postfix", description="The Postfix instance's configuration folder.")
+
+
+class Spool(_Section):
+    """Copies of messages that may have to be sent again."""
+
+    quota: Size = Field(
+        10**9,
+        description="Bytes that copies may take below the state folder. A message for which there is no room is sent "
+        "once, whatever `ack.retry` says.",
+    )
 
 
 class Config(_Section):
@@ -383,6 +402,9 @@ class Config(_Section):
         "defaults.",
     )
     folders: Folders = Field(default_factory=Folders, description="Where things lie.")
+    spool: Spool = Field(
+        default_factory=Spool, description="Copies of what peers with `ack.retry` have not yet answered."
+    )
 
     _dialects: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -409,6 +431,11 @@ class Config(_Section):
         """Where charging records go, where they are made."""
         given = self.cdr.folder if self.cdr else None
         return given or f"{self.folders.state.rstrip('/')}/cdr"
+
+    @property
+    def retries(self) -> dict[str, Retry]:
+        """What is done about a RES that does not come, by peer."""
+        return {name: Retry(peer.ack.timeout, peer.ack.retry) for name, peer in self.peers.items()}
 
     @property
     def dialects(self) -> Mapping[str, str]:

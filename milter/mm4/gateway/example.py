@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .config import Ack, Cdr, Config, Folders, Local, Peer, PrefixRoute, Rotate, Service
+from .config import Ack, Cdr, Config, Folders, Local, Peer, PrefixRoute, Rotate, Service, Spool
 
 __all__ = ["example"]
 
@@ -60,6 +60,7 @@ def example() -> str:
         lines += [*_comment(info.description or ""), f"# {name}: {_WRITTEN.get(name) or _plain(info.default)}", ""]
     lines += _section("cdr", Config.model_fields["cdr"], _keys(Cdr), commented=True)
     lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
+    lines += _section("spool", Config.model_fields["spool"], _keys(Spool), commented=True)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -87,12 +88,12 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
 
 def _nested(model: type[BaseModel]) -> Iterator[str]:
     for name, info in model.model_fields.items():
-        yield f"#   {info.description}"
+        yield from (f"#   {line[2:]}" for line in _comment(info.description or ""))
         yield f"#   {name}: {_WRITTEN.get(name) or _plain(info.default)}"
 
 
-# Defaults of durations as the file writes them; the schema holds seconds.
-_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h"}
+# Defaults of durations and sizes as the file writes them; the schema holds seconds and bytes.
+_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h", "quota": "1GB"}
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The responder's process: a child of `mm4 serve` with the inherited LMTP sockets.
+"""The responder's process: a child of `mm4 serve` with the inherited LMTP sockets, and the timers.
 
 It serves responder.sock (tokens, bounces) and maildir.sock (local delivery without an MMSC). The sockets belong to
 the supervisor: while this process restarts, Postfix waits in their backlog instead of deferring for minutes.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config
@@ -29,29 +31,41 @@ from .maildir import Maildir
 from .metrics import Counters
 from .postqueue import Postqueue
 from .responder import Responder
+from .spool import Spool
 from .submit import Submitter
+from .timers import Timers
 
 __all__ = ["main"]
+
+log = logging.getLogger("mm4.responder")
 
 DRAIN_SECONDS = 10.0
 """Time for running deliveries to end; Postfix keeps what is cut and brings it again."""
 
 
 class _CurrentSubmitter:
-    """The submitter of the configuration in force; a reload replaces it under running deliveries."""
+    """The submitter of the configuration in force; a reload replaces it under running deliveries.
 
-    def __init__(self, config: Config) -> None:
+    `way` None is what the configuration says. Copies always take the private line: they carry the headers of others.
+    """
+
+    def __init__(self, config: Config, way: Literal["smtp"] | None = None) -> None:
+        self.way = way
         self.use(config)
 
     def use(self, config: Config) -> None:
         folder = None if config.folders.postfix == "/etc/postfix" else Path(config.folders.postfix)
         endpoint = config.service.submit
         self.inner = Submitter(
-            config.submit, config_directory=folder, address=(endpoint.host, endpoint.port) if endpoint else None
+            self.way or config.submit,
+            config_directory=folder,
+            address=(endpoint.host, endpoint.port) if endpoint else None,
         )
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
-        return await self.inner.submit(mail_from, rcpt_to, message)
+    async def submit(
+        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+    ) -> str:
+        return await self.inner.submit(mail_from, rcpt_to, message, mail_parameters, rcpt_parameters)
 
 
 def main(responder_descriptor: int, maildir_descriptor: int) -> int:
@@ -81,7 +95,14 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         return error.exit_code
     folder = None if config.folders.postfix == "/etc/postfix" else Path(config.folders.postfix)
     state = Path(config.folders.state)
-    submitter = _CurrentSubmitter(config)
+    submitter, copier = _CurrentSubmitter(config), _CurrentSubmitter(config, "smtp")
+    counters = Counters()
+    spool = Spool(state / "spool", config.spool.quota)
+    try:
+        spool.open()
+    except OSError as error:
+        # Tokens and bounces are served all the same; each message that should be copied says so again.
+        log.error(logline(why="no copies are kept", folder=state / "spool", error=error))
     responder = Responder(
         store=store,
         submitter=submitter,
@@ -89,7 +110,18 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         unclaimed=state / "unclaimed",
         flush=Postqueue(folder),
         now=lambda: datetime.now(UTC),
-        counters=Counters(),
+        counters=counters,
+        spool=spool,
+        retried=_retried(config),
+    )
+    timers = Timers(
+        store=store,
+        submitter=copier,
+        spool=spool,
+        config=config,
+        host=command["host"],
+        now=lambda: datetime.now(UTC),
+        counters=counters,
     )
     maildir = Maildir(state / "maildir")
     servers = [
@@ -100,6 +132,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         server.start()
     responder.start()
     cdr = start_cdr_writer(config, store, command["host"])
+    timers.start()
     say(ready=True)
     while line := await commands.readline():
         command = json.loads(line)
@@ -109,21 +142,28 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             except Mm4Error as error:
                 say(error=str(error))
                 continue
-            responder.update(local_domains=[local.domain for local in config.local])
+            responder.update(local_domains=[local.domain for local in config.local], retried=_retried(config))
+            timers.update(config)
             submitter.use(config)
+            copier.use(config)
             say(configured=True)
         if "drain" in command:
             break
     if cdr is not None:
         cdr.stop()
+    await timers.stop()
     await responder.stop()
     await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(submitter.inner.close(), DRAIN_SECONDS)
+        await asyncio.wait_for(asyncio.gather(submitter.inner.close(), copier.inner.close()), DRAIN_SECONDS)
     responder.close()
     maildir.close()
     store.close()
     os._exit(0)  # a thread that hangs in a dead sendmail or disk must not keep us
+
+
+def _retried(config: Config) -> list[str]:
+    return [name for name, retry in config.retries.items() if retry.limit]
 
 
 def _listener(descriptor: int) -> socket.socket:

@@ -109,6 +109,17 @@ class Instance:
         for line in self._run("postqueue", "-j").stdout.splitlines():
             yield json.loads(line)
 
+    def expire(self, queue_ids: Iterable[str]) -> None:
+        """Have these messages returned to their senders at their next delivery; ids that are gone are passed over.
+
+        Needs root and Postfix 3.5. Raises PostfixError.
+        """
+        self._run("postsuper", "-e", "-", given="".join(f"{queue_id}\n" for queue_id in queue_ids))
+
+    def deliver(self, queue_id: str) -> None:
+        """Try one deferred message at once. Raises PostfixError."""
+        self._run("postqueue", "-i", queue_id)
+
     def lookup(self, table: str, key: str) -> str | None:
         """What `table` (type:name) has for `key`, by `postmap -q`; None where it has nothing.
 
@@ -119,12 +130,14 @@ class Instance:
             raise PostfixError(f"{table}: {done.stderr.strip()}")
         return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
-    def _run(self, name: str, *arguments: str, accept: Iterable[int] = (0,)) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, name: str, *arguments: str, accept: Iterable[int] = (0,), given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         command = [tool(name), "-c", str(self.folder), *arguments]
         try:
             done = subprocess.run(
                 command,
-                stdin=subprocess.DEVNULL,
+                input=given,
                 capture_output=True,
                 text=True,
                 errors="replace",

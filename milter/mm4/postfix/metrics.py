@@ -46,11 +46,27 @@ CDR_FILES = Counter(
 )
 CDR_RECORDS = Counter("mm4_cdr_records", "Charging records in closed files.", registry=None)
 
-METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS)
+UNANSWERED = Counter(
+    "mm4_unanswered",
+    "Transactions whose RES did not come, by peer and what became of them: overdue, again (sent again), unsent "
+    "(could not be sent again), failed (nothing more is done).",
+    ("peer", "result"),
+    registry=None,
+)
+COPIES = Counter(
+    "mm4_copies",
+    "Copies of messages that may have to be sent again: kept, full (no room by the quota), error (disk).",
+    ("result",),
+    registry=None,
+)
+
+METRICS = (
+    MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES,
+)  # fmt: skip
 
 
 class Counters:
-    """Counts what sessions and the responder report."""
+    """Counts what sessions, the responder and the timers report."""
 
     def message(self, peer: str, verdict: Verdict, seconds: float) -> None:
         """One message has its verdict."""
@@ -75,6 +91,14 @@ class Counters:
         """A file of charging records was closed, with so many records, or failed."""
         CDR_FILES.labels(result).inc()
         CDR_RECORDS.inc(records)
+
+    def unanswered(self, peer: str, result: str) -> None:
+        """What became of a transaction whose RES did not come in time."""
+        UNANSWERED.labels(peer, result).inc()
+
+    def copy(self, result: str) -> None:
+        """Whether a copy was kept of a message that may have to be sent again."""
+        COPIES.labels(result).inc()
 
 
 def expose(endpoint: Endpoint, folder: str) -> None:

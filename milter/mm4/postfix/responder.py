@@ -25,10 +25,11 @@ from ..gateway.logline import logline
 from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN
 from ..protocol.address import parse_address
 from ..protocol.errors import Mm4Error, Reply, StoreError, SubmissionError
-from ..protocol.transaction import Message
+from ..protocol.transaction import Direction, Message, State
 from .dsn import Recipient, Report, parse_report
 from .lmtp import Envelope, split_address
 from .maildir import store_in
+from .spool import Spool, as_received
 
 __all__ = ["ACTIONS", "Counters", "Flush", "Responder", "Store", "Submitter", "received_ids"]
 
@@ -100,6 +101,9 @@ class Counters(Protocol):
     def bounce(self, action: str) -> None:
         """A report of one recipient came in; `action` is one of ACTIONS or `other`."""
 
+    def copy(self, result: str) -> None:
+        """A copy to send again was kept, or not: `full` or `error`."""
+
 
 Flush = Callable[[str], Awaitable[None]]
 """Asks Postfix to deliver at once what it has deferred for a domain; raises Mm4Error or OSError."""
@@ -125,7 +129,8 @@ class Responder:
     """The LMTP handler for tokens, bounces and whatever else reaches local.domain.
 
     `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC),
-    `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451.
+    `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451. `spool` takes
+    copies of what goes to the peers in `retried`.
     `start` and `stop` belong to one event loop; `deliver` works without them, but nothing is flushed then.
     """
 
@@ -139,6 +144,8 @@ class Responder:
         flush: Flush,
         now: Callable[[], datetime],
         counters: Counters | None = None,
+        spool: Spool | None = None,
+        retried: Collection[str] = (),
         retry_seconds: float = 20.0,
         pause_seconds: float = 1.0,
         flush_seconds: float = FLUSH_SECONDS,
@@ -151,6 +158,7 @@ class Responder:
         self._flush = flush
         self._now = now
         self._counters = counters
+        self._spool = spool
         self._retry_seconds = retry_seconds
         self._pause_seconds = pause_seconds
         self._flush_seconds = flush_seconds
@@ -164,10 +172,11 @@ class Responder:
         self._flush_asked = asyncio.Event()
         self._stopping = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
-        self.update(local_domains=local_domains)
+        self.update(local_domains=local_domains, retried=retried)
 
-    def update(self, *, local_domains: Collection[str]) -> None:
-        """Take over what a reload may change."""
+    def update(self, *, local_domains: Collection[str], retried: Collection[str] = ()) -> None:
+        """Take over what a reload may change; `retried` names the peers to whom messages are sent again."""
+        self._copied_peers = frozenset(retried)
         self._local_domains = frozenset(domain.lower().removesuffix(".") for domain in local_domains)
 
     def start(self) -> None:
@@ -205,9 +214,16 @@ class Responder:
         return Reply(250, "2.1.5", "Ok")
 
     def wanted(self, envelope: Envelope) -> int | None:
-        """Want the top of a message that brings only tokens, else all of it."""
+        """Want the top of a message that brings only tokens, else all of it; all, too, where a copy may be needed."""
         domains = {split_address(recipient)[1] for recipient in envelope.recipients}
-        return TOKEN_BYTES if domains == {RESPONDER_DOMAIN} else None
+        if domains != {RESPONDER_DOMAIN} or (self._copied_peers and self._outward(envelope.mail_from)):
+            return None
+        return TOKEN_BYTES
+
+    def _outward(self, mail_from: str) -> bool:
+        """Whether this may be the sender of something on its way to a peer: one of ours, and no inward token."""
+        local, domain = split_address(mail_from)
+        return not mail_from or (domain in self._local_domains and TOKEN.match(local.lower()) is None)
 
     async def deliver(self, envelope: Envelope, data: bytes) -> list[Reply]:
         """Serve each recipient; 250 for what is done, 451 for what shall come again."""
@@ -227,7 +243,7 @@ class Responder:
         level, reply = logging.INFO, OK
         try:
             if domain == RESPONDER_DOMAIN:
-                level = await self._token(local, ids, said, deadline)
+                level = await self._token(local, ids, envelope, data, said, deadline)
             else:
                 level = await self._mail(envelope, recipient, data, said, deadline)
         except Exception as error:
@@ -250,7 +266,9 @@ class Responder:
 
     # --- tokens
 
-    async def _token(self, local: str, ids: list[str], said: dict[str, object], deadline: float) -> int:
+    async def _token(
+        self, local: str, ids: list[str], envelope: Envelope, data: bytes, said: dict[str, object], deadline: float
+    ) -> int:
         token = local.lower()
         said["token"] = local
         if TOKEN.match(token) is None:
@@ -265,6 +283,8 @@ class Responder:
             if ids and message.queue_id and message.queue_id not in ids:
                 said["why"] = f"forged: recorded for queue id {message.queue_id}"
                 return logging.WARNING
+            if message.accepted_at is None:
+                await self._copy(message, envelope, data, said)
             if message.answer is None or message.reply_to is not None:
                 # Nothing was asked for, or the RES waits for another's word.
                 if message.accepted_at is None:
@@ -280,6 +300,33 @@ class Responder:
                 said |= {"submitted": message.answer_queue_id, "why": "already answered"}
                 self._count_answer("already")
             return logging.INFO
+
+    async def _copy(self, message: Message, envelope: Envelope, data: bytes, said: dict[str, object]) -> None:
+        """Keep a copy of what may have to be sent again, before the store says that it is on its way.
+
+        Without room, or a disk that works, there is none, and the message is sent once: no token waits for that.
+        """
+        awaited = any(t.due_at is not None and t.state in (State.RECORDED, State.WAITING) for t in message.transactions)
+        if self._spool is None or message.direction is not Direction.OUT or message.peer not in self._copied_peers:
+            return
+        if not awaited or (len(data) == TOKEN_BYTES < envelope.size):  # the second: cut, just before a reload
+            return
+        spool, loop = self._spool, asyncio.get_running_loop()
+        try:
+            kept = await self._within(
+                loop.run_in_executor(
+                    self._pool, lambda: spool.keep(message.token, envelope.mail_from, as_received(data))
+                ),
+                self._store_seconds,
+                "the spool",
+            )
+            result = "kept" if kept else "full"
+        except (Mm4Error, OSError) as error:
+            result = "error"
+            said["error"] = error
+        said["copy"] = result
+        if self._counters is not None:
+            self._counters.copy(result)
 
     async def _answer(self, message: Message, deadline: float) -> str:
         """Submit the answer and note it. What was submitted but not noted is never submitted a second time."""

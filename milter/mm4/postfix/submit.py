@@ -80,9 +80,9 @@ class _Session:
         self.step(deadline, None, 220)
         self._pipelining = "PIPELINING" in self.step(deadline, f"EHLO {_HELO}", 250).split()
 
-    def offer(self, deadline: float, mail_from: str, rcpt_to: str) -> None:
+    def offer(self, deadline: float, mail: str, rcpt: str) -> None:
         """MAIL, RCPT and DATA: all that can fail without a byte of the message being handed over."""
-        commands = [(f"MAIL FROM:<{mail_from}>", (250,)), (f"RCPT TO:<{rcpt_to}>", (250, 251)), ("DATA", (354,))]
+        commands = [(f"MAIL FROM:{mail}", (250,)), (f"RCPT TO:{rcpt}", (250, 251)), ("DATA", (354,))]
         if self._pipelining:
             # In one write: each wait for a reply is a turn for the interpreter's other threads. Whatever is refused,
             # the session ends without a message, and DATA without a recipient is refused too (RFC 2920 3.1).
@@ -140,8 +140,9 @@ class _Session:
 class _Job:
     """One submission: what is sent, until when, and the session that works on it."""
 
-    def __init__(self, mail_from: str, rcpt_to: str, message: bytes, deadline: float) -> None:
-        self.mail_from = mail_from
+    def __init__(self, mail: str, rcpt: str, rcpt_to: str, message: bytes, deadline: float) -> None:
+        self.mail = mail
+        self.rcpt = rcpt
         self.rcpt_to = rcpt_to
         self.message = message
         self.deadline = deadline
@@ -204,13 +205,15 @@ class Submitter:
         self._closed = False
         self._sweep_due: asyncio.TimerHandle | None = None
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(
+        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+    ) -> str:
         """Hand one mail to Postfix and return the id that its 250 names ("" if it names none).
 
         Addresses are without brackets, `mail_from` "" is the null sender; `message` has CRLF line ends and
-        goes out as it is. By `sendmail` the id is that of the maildrop file, which is not the later queue
-        id; by `smtp` it is the queue id. Raises SubmissionError for whatever goes wrong. A call that is
-        cancelled may still submit.
+        goes out as it is. The parameters are those of ESMTP, ready to be written; Postfix has to offer them.
+        By `sendmail` the id is that of the maildrop file, which is not the later queue id; by `smtp` it is the
+        queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still submit.
         """
         for text in (mail_from, rcpt_to):
             if not text.isascii() or not _ADDRESS.fullmatch(text):
@@ -218,7 +221,8 @@ class Submitter:
         if self._closed:
             raise SubmissionError("the submitter is closed")
         loop = asyncio.get_running_loop()
-        job = _Job(mail_from, rcpt_to, message, time.monotonic() + self._timeout)
+        mail, rcpt = f"<{mail_from}> {mail_parameters}".rstrip(), f"<{rcpt_to}> {rcpt_parameters}".rstrip()
+        job = _Job(mail, rcpt, rcpt_to, message, time.monotonic() + self._timeout)
         watch = loop.call_later(self._timeout + _GRACE, job.abort)
         try:
             return await loop.run_in_executor(self._pool, self._run, job)
@@ -265,7 +269,7 @@ class Submitter:
         done = False
         try:
             try:
-                session.offer(job.deadline, job.mail_from, job.rcpt_to)
+                session.offer(job.deadline, job.mail, job.rcpt)
             except OSError as error:
                 gone = not isinstance(error, smtplib.SMTPResponseException) or error.smtp_code in (421, -1)
                 if kept and gone and time.monotonic() < job.deadline:

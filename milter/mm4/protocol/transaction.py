@@ -31,9 +31,10 @@ class State(enum.StrEnum):
     WAITING = "waiting"
     """Sent to a peer, whose RES is awaited."""
     OVERDUE = "overdue"
-    """The RES did not come in time; it may come yet, and the REQ may be sent again."""
+    """The RES did not come in time, or was an error that may pass: it may come yet, and the REQ is sent again where the
+    peer's entry says so."""
     FAILED = "failed"
-    """No RES came for the last time that the REQ was sent."""
+    """No RES came for the last time that the REQ was sent; `status` is the last error where there was one."""
     ANSWERED = "answered"
     """The RES is out (inward) or in (outward); `status` is what it said."""
     REFUSED = "refused"

@@ -42,7 +42,7 @@ __all__ = [
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -136,6 +136,8 @@ transactions = Table(
     Column("report", String()),
     Column("due_at", UtcDateTime()),
     Column("attempts", Integer()),
+    Column("claimed_at", UtcDateTime()),
+    Column("sent_as", String()),
     Index("ix_transactions_token", "token"),
     Index("ix_transactions_message_id", "message_id"),
     # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.
@@ -145,6 +147,10 @@ transactions = Table(
 # Holds only what a timer looks at, so that it stays small however many transactions are kept.
 _due = transactions.c.due_at.is_not(None)
 Index("ix_transactions_due", transactions.c.due_at, sqlite_where=_due, postgresql_where=_due)
+
+# By the queue id of a copy that was sent again.
+_sent = transactions.c.sent_as.is_not(None)
+Index("ix_transactions_sent_as", transactions.c.sent_as, sqlite_where=_sent, postgresql_where=_sent)
 
 # An event may be about a token that this store does not hold (a backup was restored): no foreign key there.
 events = Table(

@@ -8,7 +8,7 @@ place and the cure. Nothing waits longer than `busy_seconds` for another process
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import datetime, timedelta
@@ -18,12 +18,14 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Engine, func, select, text
 
 from ..protocol.errors import StoreError
+from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
-from . import copies, records, transitions
+from . import copies, records, timers, transitions
 from .charges import Charges, charge_accepted, charge_answer
 from .database import Database
 from .records import clean
 from .schema import transactions
+from .timers import Expired, Late
 from .trace import trace
 from .upgrade import prepare
 from .writer import Operation, Writer
@@ -212,6 +214,48 @@ class Store:
                 connection, token=token, at=at, what=what, queue_id=queue_id, detail=cleaned
             )
         )
+
+    def overdue(self, now: datetime, limit: int, retries: Mapping[str, Retry]) -> Future[tuple[list[Late], int]]:
+        """Take up to `limit` transactions whose `due_at` has passed to OVERDUE or FAILED, each once.
+
+        `retries` is by peer's name. The result is what became of them and how many rows were looked at: as many as
+        `limit` means that more may be due.
+        """
+        return self._write(lambda connection: timers.overdue(connection, now, limit, retries))
+
+    def claim(
+        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+    ) -> Future[tuple[list[Late], int]]:
+        """Claim up to `limit` messages that are to be sent again from `host`; `sent_again` or `not_sent` follows.
+
+        Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along.
+        """
+        return self._write(lambda connection: timers.claim(connection, now, limit, retries, host))
+
+    def sent_again(self, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
+        """A claimed message was submitted again: WAITING until `due_at`. The result: nobody had answered yet."""
+        return self._write(lambda connection: timers.sent_again(connection, late, at, queue_id, due_at))
+
+    def not_sent(self, late: Late, at: datetime, reason: str, again_at: datetime | None) -> Future[None]:
+        """A claimed message was not submitted: it is due at `again_at`, or not any more (None)."""
+        cleaned = clean(reason)
+        return self._write(lambda connection: timers.not_sent(connection, late, at, cleaned, again_at))
+
+    def settle(self, rows: Collection[int]) -> Future[None]:
+        """The originators of these FAILED transactions were told; else `overdue` gives them again."""
+        return self._write(lambda connection: timers.settle(connection, rows))
+
+    def any_due(self, now: datetime) -> bool:
+        """Read whether a transaction's `due_at` has passed."""
+        return self._read(lambda connection: timers.any_due(connection, now))
+
+    def awaited(self, tokens: Sequence[str]) -> set[str]:
+        """Read which of these messages have a recipient for whom they may have to be sent again."""
+        return self._read(lambda connection: timers.awaited(connection, tokens))
+
+    def expired(self, queue_ids: Sequence[str], host: str, now: datetime) -> list[Expired]:
+        """Read which of these queue ids of `host` are of messages past their expiry, by its and its copies' ids."""
+        return self._read(lambda connection: timers.expired(connection, queue_ids, host, now))
 
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, bindparam, case, func, insert, select, update
 
+from ..protocol.retry import TRANSIENT
 from ..protocol.transaction import Direction, State
 from .schema import events, messages, transactions
 
@@ -85,6 +86,7 @@ _CANDIDATES = (
         transactions.c.message_id,
         transactions.c.state,
         transactions.c.status,
+        transactions.c.due_at,
     )
     .where(
         transactions.c.transaction_id == bindparam("an_id"),
@@ -104,6 +106,12 @@ _SET_STATE = (
     .values(state=bindparam("a_state"), updated_at=_AT, due_at=None)
 )
 _SET_STATE_AND_STATUS = _SET_STATE.values(status=bindparam("a_status"))
+# An error that may pass: what is due stays so, and the timer sends the REQ again where the peer's entry says so.
+_SET_PASSING = (
+    update(transactions)
+    .where(transactions.c.id == bindparam("a_row"))
+    .values(state=bindparam("a_state"), status=bindparam("a_status"), updated_at=_AT)
+)
 _ANSWER_RECEIVED = "answer received"
 _LATE_ANSWER = "late answer"
 _GIVEN_UP = (State.OVERDUE.value, State.FAILED.value)
@@ -154,8 +162,9 @@ def receive_answer(
 ) -> int:
     """Correlate a RES with what went out to that peer; gives the number of transactions that it fits.
 
-    A row that already has its answer keeps it. Only the peer that got the request can answer it. `recipients` are those
-    of whom the answer speaks; empty where it speaks of all.
+    A row that already has its answer keeps it, unless that was an error after which the REQ is to go again. Only the
+    peer that got the request can answer it. `recipients` are those of whom the answer speaks; empty where it speaks of
+    all.
     """
     request = type_.removesuffix(".RES") + ".REQ" if type_.endswith(".RES") else None
     rows = []
@@ -172,7 +181,8 @@ def receive_answer(
     notes: list[dict[str, Any]] = []
     changes: list[dict[str, Any]] = []
     for row in rows:
-        repeated = row.state == State.ANSWERED.value or (
+        passing = row.status in TRANSIENT and row.due_at is not None
+        repeated = (row.state == State.ANSWERED.value and not passing) or (
             # A bounce after the answer hides it from the state.
             row.state == State.BOUNCED.value
             and connection.execute(_WAS_ANSWERED, {"a_row": row.id}).first() is not None
@@ -185,7 +195,7 @@ def receive_answer(
         note = _event(row=row.id, token=row.token, at=at, what=what, queue_id=queue_id, detail=detail)
         notes.append(note)
     if changes:
-        connection.execute(_SET_STATE_AND_STATUS, changes)
+        connection.execute(_SET_PASSING if status in TRANSIENT else _SET_STATE_AND_STATUS, changes)
     connection.execute(_INSERT_EVENTS, notes)
     return len(rows)
 

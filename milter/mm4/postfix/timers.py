@@ -1,0 +1,323 @@
+"""The timers of the responder's process: what is overdue is noted, sent again, or given up.
+
+Three loops ask the store for little at a time, so that tokens never wait for them: one marks what is overdue, one
+sends copies again, one drops copies that nobody needs. What is due stands in the store by the wall clock, so it
+outlives any restart; the loops sleep by the monotonic clock and never spin. Any number of processes may run them. A
+store, disk or Postfix that fails is logged once, and tried again until it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+from ..gateway.config import Config
+from ..gateway.logline import logline
+from ..gateway.routing import Router
+from ..protocol.address import parse_address
+from ..protocol.errors import Mm4Error, StoreError, SubmissionError
+from ..protocol.retry import Retry
+from ..protocol.transaction import Message, State, Transaction
+from ..store.timers import Late
+from .spool import Spool
+
+__all__ = ["Counters", "Store", "Submitter", "Timers", "Told", "noted_only"]
+
+log = logging.getLogger("mm4.timers")
+
+T = TypeVar("T")
+
+BATCH = 100
+"""Transactions that one write marks: about 10 ms of the store, in which no other write waits longer."""
+COPIES = 8
+"""Copies that are under way at once. With 4 sessions and the submitter's 20 s all are sent, or not, in less than the
+store's LEASE."""
+LINES = 20
+"""Overdue transactions with a line of their own, of those that come in one go; the others are summed up."""
+INTERVAL = 1.0
+"""Seconds between two looks, when nothing is due."""
+BREATH = 0.05
+"""Seconds between two batches, for the other writers of the store."""
+SWEEP = 5.0
+"""Seconds between two looks at the copies; longer where a look takes long."""
+LONGEST_PAUSE = 60.0
+"""Between two tries when something fails."""
+STORE_SECONDS = 10.0
+AGAIN = timedelta(seconds=30)
+"""After which a copy that Postfix did not take is handed to it again."""
+
+Told = Callable[[Message, Transaction, str], Awaitable[None]]
+"""Tells the originator that nothing more is done for a transaction, and why. Called until it returns; after a crash
+once more. Raises Mm4Error or OSError where it has to be tried again."""
+
+
+async def noted_only(message: Message, transaction: Transaction, reason: str) -> None:
+    """Tell nobody: the log line and the event are all."""
+
+
+class Store(Protocol):
+    """What the timers need of the store. Reads raise StoreError and may block, the futures fail with it."""
+
+    def any_due(self, now: datetime) -> bool:
+        """Whether anything may be due."""
+
+    def overdue(self, now: datetime, limit: int, retries: Mapping[str, Retry]) -> Future[tuple[list[Late], int]]:
+        """Take what is overdue."""
+
+    def claim(
+        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+    ) -> Future[tuple[list[Late], int]]:
+        """Take what is to be sent again."""
+
+    def sent_again(self, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
+        """Note that it was."""
+
+    def not_sent(self, late: Late, at: datetime, reason: str, again_at: datetime | None) -> Future[None]:
+        """Note that it was not."""
+
+    def settle(self, rows: Collection[int]) -> Future[None]:
+        """Note that originators were told."""
+
+    def message(self, token: str) -> Message | None:
+        """Read a message."""
+
+    def awaited(self, tokens: Sequence[str]) -> set[str]:
+        """Which of them may have to be sent again."""
+
+
+class Submitter(Protocol):
+    """What the timers need of `mm4.postfix.submit.Submitter`, over the private line."""
+
+    async def submit(
+        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+    ) -> str:
+        """Hand a mail to Postfix and return its queue id; raises SubmissionError."""
+
+
+class Counters(Protocol):
+    """What is counted."""
+
+    def unanswered(self, peer: str, result: str) -> None:
+        """A transaction was overdue, sent again (`again`), not sent again (`unsent`), or has `failed`."""
+
+
+class Timers:
+    """The loops, in one event loop between `start` and `stop`. `spool` has been opened.
+
+    `host` is the name under which this host's messages are recorded: only their copies lie here.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        submitter: Submitter,
+        spool: Spool,
+        config: Config,
+        host: str,
+        now: Callable[[], datetime],
+        counters: Counters,
+        told: Told = noted_only,
+        interval: float = INTERVAL,
+        sweep: float = SWEEP,
+    ) -> None:
+        self._store = store
+        self._submitter = submitter
+        self._spool = spool
+        self._host = host
+        self._now = now
+        self._counters = counters
+        self._told = told
+        self._interval = interval
+        self._sweep_seconds = sweep
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lines = 0
+        self._submission_failed = False
+        self.update(config)
+
+    def update(self, config: Config) -> None:
+        """Take over a new configuration. The spool's folder is fixed."""
+        self._retries = config.retries
+        self._router = Router(config)
+        self._spool.quota = config.spool.quota
+
+    def start(self) -> None:
+        """Begin; what became due while nobody looked is done now."""
+        self._tasks = [
+            asyncio.create_task(self._repeat(self._mark, self._interval), name="overdue"),
+            asyncio.create_task(self._repeat(self._send, self._interval), name="retry"),
+            asyncio.create_task(self._repeat(self._sweep, self._sweep_seconds), name="spool"),
+        ]
+
+    async def stop(self, seconds: float = 2.0) -> None:
+        """End the loops; what takes longer than so many seconds is left to its claim, which runs out."""
+        self._stopping.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._sum_up()
+
+    async def _repeat(self, step: Callable[[], Awaitable[float]], pause: float) -> None:
+        """Do the step for ever. It says how many seconds to wait; while it fails that grows, and is said once."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                wait = await step()
+                if failures:
+                    log.info(logline(timer=step.__name__.strip("_"), works="again", failures=failures))
+                failures = 0
+            except Exception as error:
+                failures += 1
+                wait = min(pause * 2 ** min(failures, 10), LONGEST_PAUSE)
+                if not isinstance(error, Mm4Error | OSError):
+                    log.debug("a fault in a timer", exc_info=True)
+                level = logging.ERROR if failures == 1 else logging.DEBUG
+                log.log(level, logline(timer=step.__name__.strip("_"), error=f"{type(error).__name__}: {error}"))
+            await self._wait(max(wait, BREATH))
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    # --- overdue
+
+    async def _mark(self) -> float:
+        now = self._now()
+        seen = 0
+        if await self._within(asyncio.to_thread(self._store.any_due, now)):
+            found, seen = await self._kept(self._store.overdue(now, BATCH, self._retries))
+            self._say(late for late in found if not late.again)
+            await asyncio.gather(*(self._tell(late) for late in found if late.state is State.FAILED))
+        if seen >= BATCH:
+            return BREATH
+        self._sum_up()
+        return self._interval
+
+    def _sum_up(self) -> None:
+        """One line for those that had none of their own."""
+        if self._lines > LINES:
+            log.warning(logline(overdue="and others", count=self._lines - LINES))
+        self._lines = 0
+
+    def _say(self, found: Iterable[Late]) -> None:
+        for late in found:
+            failed = late.state is State.FAILED
+            self._counters.unanswered(late.peer, "failed" if failed else "overdue")
+            self._lines += 1
+            if self._lines <= LINES:
+                self._line(logging.WARNING, late, reason=late.reason)
+
+    @staticmethod
+    def _line(level: int, late: Late, **more: object) -> None:
+        log.log(
+            level,
+            logline(
+                token=late.token,
+                peer=late.peer,
+                type=late.type,
+                transaction_id=late.transaction_id,
+                message_id=late.message_id,
+                recipient=late.recipient,
+                state=late.state,
+                attempts=late.attempts or None,
+                **more,
+            ),
+        )
+
+    async def _tell(self, late: Late) -> None:
+        """Have the originator told; where that fails, the store gives the row again."""
+        message = await self._within(asyncio.to_thread(self._store.message, late.token))
+        for transaction in message.transactions if message else ():
+            if (transaction.recipient, transaction.transaction_id) == (late.recipient, late.transaction_id):
+                assert message is not None
+                try:
+                    await self._told(message, transaction, late.reason)
+                except (Mm4Error, OSError) as error:
+                    self._line(logging.ERROR, late, why="the originator is not told yet", error=error)
+                    return
+                break
+        await self._kept(self._store.settle([late.row]))
+
+    # --- sent again
+
+    async def _send(self) -> float:
+        now = self._now()
+        if not await self._within(asyncio.to_thread(self._store.any_due, now)):
+            return self._interval
+        found, seen = await self._kept(self._store.claim(now, COPIES, self._retries, self._host))
+        failed = [late for late in found if late.state is State.FAILED]
+        self._say(failed)
+        results = await asyncio.gather(
+            *(self._again(late) for late in found if late.state is not State.FAILED),
+            *(self._tell(late) for late in failed),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return BREATH if seen >= COPIES else self._interval
+
+    async def _again(self, late: Late) -> None:
+        """Send one claimed copy; the store learns what became of it."""
+        copy = await self._within(asyncio.to_thread(self._spool.read, late.token))
+        if copy is None or late.peer not in self._router.config.peers:
+            reason = "no copy was kept" if copy is None else "the peer is not in the configuration"
+            self._line(logging.WARNING, late, why="not sent again", reason=reason)
+            self._counters.unanswered(late.peer, "unsent")
+            await self._kept(self._store.not_sent(late, self._now(), reason, None))
+            return
+        mail_from, data = copy
+        becomes = self._router.outward(parse_address(late.recipient), late.peer, "retry").becomes
+        assert becomes is not None
+        # As the first time: bounces name the token, and none goes to the originator's own system.
+        parameters = f"RET=HDRS ENVID={late.token}" + ("" if data.isascii() else " BODY=8BITMIME")
+        try:
+            queue_id = await self._submitter.submit(mail_from, becomes, data, parameters, "NOTIFY=FAILURE")
+        except SubmissionError as error:
+            level = logging.DEBUG if self._submission_failed else logging.ERROR
+            self._submission_failed = True
+            self._line(level, late, why="not submitted, tried again", error=error)
+            self._counters.unanswered(late.peer, "unsent")
+            await self._kept(self._store.not_sent(late, self._now(), str(error), self._now() + AGAIN))
+            return
+        self._submission_failed = False
+        at = self._now()
+        due_at = at + self._retries[late.peer].pause(late.attempts)
+        await self._kept(self._store.sent_again(late, at, queue_id or None, due_at))
+        self._line(logging.INFO, replace(late, state=State.WAITING), submitted=queue_id or None, reason=late.reason)
+        self._counters.unanswered(late.peer, "again")
+
+    # --- copies
+
+    async def _sweep(self) -> float:
+        """Drop the copies of what is answered, failed, bounced, forgotten or not known at all."""
+        begun = time.monotonic()
+        tokens = self._spool.tokens()
+        if tokens:
+            awaited = await self._within(asyncio.to_thread(self._store.awaited, tokens))
+            await self._within(asyncio.to_thread(self._spool.remove, [t for t in tokens if t not in awaited]))
+        return max(self._sweep_seconds, 20 * (time.monotonic() - begun))
+
+    async def _kept(self, future: Future[T]) -> T:
+        return await self._within(asyncio.wrap_future(future))
+
+    @staticmethod
+    async def _within(step: Awaitable[T]) -> T:
+        """Wait for the store or the disk, but not for ever."""
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                return await step
+        except TimeoutError:
+            raise StoreError(f"no answer from the store in {STORE_SECONDS:g} s") from None

@@ -1,0 +1,329 @@
+"""What time does to a transaction: overdue, sent again, failed. Every step is one write operation of bounded size.
+
+Any number of processes and hosts may ask: whoever's write comes first has the row, and others pass over it. A copy
+is claimed, submitted, and then noted. The claim lasts for LEASE; whoever dies between leaves a claim that runs out,
+and the same attempt is made again: a crash repeats at most one copy and forgets none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BindParameter, Connection, Row, bindparam, exists, insert, or_, select, update
+
+from ..protocol.retry import TRANSIENT, Retry
+from ..protocol.transaction import State
+from .schema import events, messages, transactions
+
+__all__ = [
+    "LEASE",
+    "Expired",
+    "Late",
+    "any_due",
+    "awaited",
+    "claim",
+    "expired",
+    "not_sent",
+    "overdue",
+    "sent_again",
+    "settle",
+]
+
+LEASE = timedelta(minutes=2)
+"""How long a copy under way belongs to who claimed it. Several times what a submission can take."""
+ABANDONED = timedelta(days=1)
+"""After which nobody expects a host any more to send the copies that lie on it."""
+UNDECIDED = timedelta(minutes=1)
+"""Shortest pause before a row is looked at again of which Postfix has not yet shown that it has the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A transaction whose time is over, with its new state.
+
+    OVERDUE from `overdue`: its RES did not come. OVERDUE from `claim`: it is ours to send again, for the time
+    `attempts`. FAILED: nothing is sent any more, for the `reason`; `again` where that was so before, and nobody has
+    noted that the originator was told.
+    """
+
+    row: int
+    token: str
+    peer: str
+    type: str
+    transaction_id: str
+    message_id: str
+    recipient: str
+    attempts: int
+    state: State
+    reason: str
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A message past its X-Mms-Expiry whose queue id, or that of a copy of it, is `queue_id`.
+
+    Queue ids are used again (`enable_long_queue_ids = no`): whether the mail in the queue is this one, only its
+    envelope tells.
+    """
+
+    queue_id: str
+    token: str
+    peer: str
+    since: datetime
+    """When the mail was with Postfix at the latest."""
+    expires_at: datetime
+    recipients: tuple[str, ...]
+
+
+_NOW = bindparam("now", type_=transactions.c.due_at.type)
+_JOINED = (
+    select(transactions, messages.c.host, messages.c.expires_at, messages.c.recorded_at)
+    .join(messages, messages.c.token == transactions.c.token)
+    # Written like the condition of ix_transactions_due, or the index would not be used.
+    .where(transactions.c.due_at.is_not(None), transactions.c.due_at <= _NOW)
+    .order_by(transactions.c.due_at)
+    .limit(bindparam("most"))
+    # For PostgreSQL, where several hosts ask at once; SQLite has the one write lock.
+    .with_for_update(of=transactions, skip_locked=True)
+)
+_DUE = _JOINED.where(transactions.c.state != State.OVERDUE.value)
+# A copy lies on the host that had the message.
+_TO_SEND = _JOINED.where(
+    transactions.c.state == State.OVERDUE.value,
+    or_(messages.c.host == bindparam("host"), transactions.c.due_at <= bindparam("abandoned", type_=_NOW.type)),
+)
+_ANY_DUE = select(
+    exists().where(transactions.c.due_at.is_not(None), transactions.c.due_at <= _NOW).select_from(transactions)
+)
+_BY_ROW = update(transactions).where(transactions.c.id == bindparam("a_row"))
+_AT = bindparam("an_at", type_=transactions.c.updated_at.type)
+_DUE_AT = bindparam("a_due", type_=transactions.c.due_at.type)
+_POSTPONE = _BY_ROW.values(due_at=_DUE_AT)
+_SET = _BY_ROW.values(state=bindparam("a_state"), due_at=_DUE_AT, updated_at=_AT)
+_CLAIM = _BY_ROW.values(attempts=bindparam("count"), claimed_at=_AT, due_at=_DUE_AT)
+_KEEP_CLAIM = _BY_ROW.values(due_at=_DUE_AT)
+# Answered or bounced while the copy was under way: that stands, and whoever noted it has set what is due.
+_SENT = _BY_ROW.where(transactions.c.state == State.OVERDUE.value).values(
+    state=State.WAITING.value, due_at=_DUE_AT, updated_at=_AT
+)
+_UNCLAIM = _BY_ROW.values(claimed_at=None, sent_as=bindparam("a_queue_id"))
+_POSTPONE_COPY = _POSTPONE.where(transactions.c.state == State.OVERDUE.value)
+_GIVE_UP = _BY_ROW.where(transactions.c.state == State.OVERDUE.value).values(
+    state=bindparam("a_state"), due_at=None, claimed_at=None, updated_at=_AT
+)
+_SETTLE = _BY_ROW.where(transactions.c.state == State.FAILED.value).values(due_at=None)
+_STATUS = select(transactions.c.status).where(transactions.c.id == bindparam("a_row"))
+_AWAITED = (
+    select(transactions.c.token)
+    .where(
+        transactions.c.token.in_(bindparam("tokens", expanding=True)),
+        transactions.c.due_at.is_not(None),
+        or_(
+            transactions.c.state.in_([State.RECORDED.value, State.WAITING.value, State.OVERDUE.value]),
+            (transactions.c.state == State.ANSWERED.value) & transactions.c.status.in_(list(TRANSIENT)),
+        ),
+    )
+    .distinct()
+)
+_EXPIRED = select(messages.c.token, messages.c.peer, messages.c.expires_at, transactions.c.recipient).where(
+    messages.c.host == bindparam("host"), messages.c.expires_at <= _NOW
+)
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_EXPIRED_FIRST = (
+    _EXPIRED.add_columns(messages.c.queue_id.label("found"), messages.c.recorded_at.label("since"))
+    .join(transactions, transactions.c.token == messages.c.token)
+    .where(messages.c.queue_id.in_(_IDS))
+)
+_EXPIRED_COPY = (
+    _EXPIRED.add_columns(transactions.c.sent_as.label("found"), transactions.c.updated_at.label("since"))
+    .join(transactions, transactions.c.token == messages.c.token)
+    .where(transactions.c.sent_as.in_(_IDS))
+)
+_INSERT_EVENTS = insert(events)
+_CHUNK = 500
+"""Values of one IN: SQLite took 999 for long."""
+
+
+def any_due(connection: Connection, now: datetime) -> bool:
+    """Whether anything may be due; asked often, so it only reads."""
+    return bool(connection.execute(_ANY_DUE, {"now": now}).scalar())
+
+
+def awaited(connection: Connection, tokens: Sequence[str]) -> set[str]:
+    """Those of the tokens whose message may yet have to be sent again."""
+    return {
+        row.token
+        for start in range(0, len(tokens), _CHUNK)
+        for row in connection.execute(_AWAITED, {"tokens": list(tokens[start : start + _CHUNK])})
+    }
+
+
+def expired(connection: Connection, queue_ids: Sequence[str], host: str, now: datetime) -> list[Expired]:
+    """The messages of this host past their expiry that went by one of these queue ids, at first or as a copy."""
+    rows = [
+        row
+        for start in range(0, len(queue_ids), _CHUNK)
+        for query in (_EXPIRED_FIRST, _EXPIRED_COPY)
+        for row in connection.execute(
+            query, {"ids": list(queue_ids[start : start + _CHUNK]), "host": host, "now": now}
+        )
+    ]
+    recipients: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        recipients.setdefault((row.found, row.token), []).append(row.recipient)
+    first = {(row.found, row.token): row for row in rows}
+    return [
+        Expired(row.found, row.token, row.peer, row.since, row.expires_at, tuple(recipients[key]))
+        for key, row in first.items()
+    ]
+
+
+def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry]) -> tuple[list[Late], int]:
+    """Take up to `limit` transactions whose time is over through that; gives what became of them, and how many.
+
+    WAITING is OVERDUE, and due for `claim` where its peer's entry in `retries` has attempts left; without any left it
+    is FAILED. An error that may pass is treated the same. What else is found has nothing due any more.
+    """
+    rows = connection.execute(_DUE, {"now": now, "most": limit}).all()
+    found: list[Late] = []
+    changes: list[dict[str, Any]] = []
+    postponed: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for row in rows:
+        if row.state == State.RECORDED.value:
+            # Postfix may have refused it, or its token waits; it is looked at again after as long as it stood.
+            postponed.append({"a_row": row.id, "a_due": now + max(now - row.recorded_at, UNDECIDED)})
+            continue
+        if row.state == State.FAILED.value:
+            postponed.append({"a_row": row.id, "a_due": now + LEASE})
+            found.append(_late(row, State.FAILED, "told again", again=True))
+            continue
+        error = row.status if row.state == State.ANSWERED.value and row.status in TRANSIENT else None
+        retry = retries.get(row.peer, Retry(0, 0))
+        if row.state != State.WAITING.value and not (error and retry.limit):
+            postponed.append({"a_row": row.id, "a_due": None})
+            continue
+        reason = error or "no RES in time"
+        end = _end(row, retry, now) if retry.limit else None
+        state = State.FAILED if end else State.OVERDUE
+        due = now + LEASE if end else now if retry.limit else None
+        changes.append({"a_row": row.id, "a_state": state.value, "a_due": due, "an_at": now})
+        detail = f"{reason}; {end}" if end else reason
+        notes.append(_note(row, now, state.value if end or not error else "to be sent again", detail))
+        if end or not error:
+            found.append(_late(row, state, detail))
+    _write(connection, (_SET, changes), (_POSTPONE, postponed), (_INSERT_EVENTS, notes))
+    return found, len(rows)
+
+
+def claim(
+    connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+) -> tuple[list[Late], int]:
+    """Take up to `limit` copies to send again from this host; gives them, with what is FAILED, and how many it saw.
+
+    The attempt counts from now on, and the claim lasts for LEASE; one that ran out unnoted is the same attempt.
+    """
+    values = {"now": now, "most": limit, "host": host, "abandoned": now - ABANDONED}
+    rows = connection.execute(_TO_SEND, values).all()
+    found: list[Late] = []
+    changes: list[dict[str, Any]] = []
+    claims: list[dict[str, Any]] = []
+    renewed: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for row in rows:
+        retry = retries.get(row.peer, Retry(0, 0))
+        attempts = row.attempts or 0
+        if row.host != host or not retry.limit:
+            state = State.ANSWERED if row.status else State.OVERDUE
+            why = "the peer's entry asks for no retry" if row.host == host else f"its copy is on {row.host}"
+            changes.append({"a_row": row.id, "a_state": state.value, "a_due": None, "an_at": now})
+            notes.append(_note(row, now, "not sent again", why))
+        elif end := _end(row, retry, now):
+            detail = f"{row.status or 'no RES in time'}; {end}"
+            changes.append({"a_row": row.id, "a_state": State.FAILED.value, "a_due": now + LEASE, "an_at": now})
+            notes.append(_note(row, now, State.FAILED.value, detail))
+            found.append(_late(row, State.FAILED, detail))
+        elif row.claimed_at is not None:
+            renewed.append({"a_row": row.id, "a_due": now + LEASE})
+            found.append(_late(row, State.OVERDUE, f"attempt {attempts} of {retry.limit}", attempts))
+        else:
+            claims.append({"a_row": row.id, "count": attempts + 1, "an_at": now, "a_due": now + LEASE})
+            found.append(_late(row, State.OVERDUE, f"attempt {attempts + 1} of {retry.limit}", attempts + 1))
+    writes = (_SET, changes), (_CLAIM, claims), (_KEEP_CLAIM, renewed), (_INSERT_EVENTS, notes)
+    _write(connection, *writes)
+    return found, len(rows)
+
+
+def sent_again(connection: Connection, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> bool:
+    """Note that a claimed copy was submitted: WAITING until `due_at`; False where it was answered meanwhile."""
+    waiting = connection.execute(_SENT, {"a_row": late.row, "a_due": due_at, "an_at": at}).rowcount > 0
+    connection.execute(_UNCLAIM, {"a_row": late.row, "a_queue_id": queue_id})
+    note = _note(late, at, "sent again", late.reason, queue_id)
+    connection.execute(_INSERT_EVENTS, [note])
+    return waiting
+
+
+def not_sent(connection: Connection, late: Late, at: datetime, reason: str, again_at: datetime | None) -> None:
+    """Note that a claimed copy was not submitted: the same attempt is due at `again_at`, or never (None).
+
+    What is never sent again stays OVERDUE, or has the error again that was its answer.
+    """
+    if again_at is not None:
+        connection.execute(_POSTPONE_COPY, {"a_row": late.row, "a_due": again_at})
+        return
+    status = connection.execute(_STATUS, {"a_row": late.row}).scalar()
+    state = State.ANSWERED if status else State.OVERDUE
+    if connection.execute(_GIVE_UP, {"a_row": late.row, "a_state": state.value, "an_at": at}).rowcount:
+        connection.execute(_INSERT_EVENTS, [_note(late, at, "not sent again", reason)])
+
+
+def settle(connection: Connection, rows: Collection[int]) -> None:
+    """Note that the originators of FAILED transactions were told."""
+    _write(connection, (_SETTLE, [{"a_row": row} for row in rows]))
+
+
+def _end(row: Row[Any], retry: Retry, now: datetime) -> str | None:
+    """Why nothing is sent again; None where something is."""
+    if row.expires_at is not None and row.expires_at <= now:
+        return "the message has expired"
+    # An attempt that was claimed and not noted is not over.
+    if (row.attempts or 0) >= retry.limit and row.claimed_at is None:
+        return f"sent again {row.attempts} of {retry.limit} times"
+    return None
+
+
+def _late(row: Row[Any], state: State, reason: str, attempts: int | None = None, *, again: bool = False) -> Late:
+    return Late(
+        row=row.id,
+        token=row.token,
+        peer=row.peer,
+        type=row.type,
+        transaction_id=row.transaction_id,
+        message_id=row.message_id,
+        recipient=row.recipient,
+        attempts=(row.attempts or 0) if attempts is None else attempts,
+        state=state,
+        reason=reason,
+        again=again,
+    )
+
+
+def _note(row: Row[Any] | Late, at: datetime, what: str, detail: str, queue_id: str | None = None) -> dict[str, Any]:
+    return {
+        "transaction_row": row.row if isinstance(row, Late) else row.id,
+        "token": row.token,
+        "at": at,
+        "what": what,
+        "queue_id": queue_id,
+        "detail": detail,
+    }
+
+
+def _write(connection: Connection, *statements: tuple[Any, list[dict[str, Any]]]) -> None:
+    for statement, values in statements:
+        if values:
+            connection.execute(statement, values)

@@ -1,0 +1,370 @@
+"""The timers' loops, with a real store and a clock that a test turns: on time, in bounds, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake import CONFIG
+from mm4.gateway.config import Config
+from mm4.gateway.configfile import parse_config
+from mm4.postfix.spool import Spool
+from mm4.postfix.timers import BATCH, LINES, Timers
+from mm4.protocol.errors import StoreError, SubmissionError
+from mm4.protocol.transaction import Direction, Message, State, Transaction
+from mm4.store import Store
+
+T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+DUE = T0 + timedelta(minutes=10)
+NUMBER = "+447700900101"
+SENDER = "+491511000001/TYPE=PLMN@mms.gw.example"
+COPY = b"X-Mms-Message-Type: MM4_forward.REQ\r\n\r\nbody\r\n"
+
+
+def config(retry: int = 2) -> Config:
+    return parse_config(CONFIG.replace("max_size: 1MB", f"ack: {{timeout: 10m, retry: {retry}}}"), "mm4.yaml", {})
+
+
+class House:
+    """Timers with everything around them."""
+
+    def __init__(self, tmp_path: Path, store: Store | Any, **options: Any) -> None:
+        self.store = store
+        self.now = DUE + timedelta(seconds=1)
+        self.spool = Spool(tmp_path / "spool", 10**9)
+        self.spool.open()
+        self.sent: list[tuple[str, ...]] = []
+        self.failures = 0
+        self.gate: asyncio.Event | None = None
+        self.counted: Counter[tuple[str, str]] = Counter()
+        self.told_of: list[tuple[str, str, str]] = []
+        self.told_failures = 0
+        self.timers = Timers(
+            store=store, submitter=self, spool=self.spool, config=config(), host="gw", now=lambda: self.now,
+            counters=self, told=self.told, **{"interval": 0.01, "sweep": 0.01, **options},
+        )  # fmt: skip
+
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = "") -> str:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            raise SubmissionError("451 later")
+        assert message == COPY
+        self.sent.append((mail_from, rcpt_to, mail_parameters, rcpt_parameters))
+        return f"4B{len(self.sent)}"
+
+    async def told(self, message: Message, transaction: Transaction, reason: str) -> None:
+        if self.told_failures:
+            self.told_failures -= 1
+            raise SubmissionError("451 later")
+        self.told_of.append((message.token, transaction.recipient, reason))
+
+    def unanswered(self, peer: str, result: str) -> None:
+        self.counted[peer, result] += 1
+
+    def run(self, body: Callable[[], Awaitable[None]]) -> None:
+        async def bounded() -> None:
+            self.timers.start()
+            try:
+                await asyncio.wait_for(body(), 30)
+            finally:
+                begun = time.monotonic()
+                await self.timers.stop()
+                assert time.monotonic() - begun < 10
+
+        asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/mm4.db", busy_seconds=5) as opened:
+        yield opened
+
+
+def kept(store: Store, count: int = 1, state: State = State.WAITING, peer: str = "north", **values: Any) -> str:
+    token = secrets.token_hex(16)
+    transactions = tuple(
+        Transaction(f"t-{token[:8]}", f"m-{token[:8]}", "+491511000001", NUMBER if n == 0 else f"+44770091{n:05}", state=state, ack_requested=True, due_at=DUE)
+        for n in range(count)
+    )
+    store.record(Message(token, Direction.OUT, peer, "MM4_forward.REQ", "4A", "gw", T0, transactions, **values)).result(5)
+    return token
+
+
+def state(store: Store, token: str) -> State:
+    message = store.message(token)
+    assert message is not None
+    return message.transactions[0].state
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "mm4.timers" and r.levelno == level]
+
+
+def test_what_became_due_is_overdue_logged_and_counted(tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    house = House(tmp_path, store)
+    token = kept(store, peer="hub")
+    house.now = DUE - timedelta(seconds=1)
+
+    async def body() -> None:
+        await asyncio.sleep(0.1)
+        assert state(store, token) is State.WAITING
+        house.now = DUE
+        await until(lambda: state(store, token) is State.OVERDUE)
+
+    house.run(body)
+    assert house.counted == {("hub", "overdue"): 1}
+    (line,) = lines(caplog, logging.WARNING)
+    assert re.match(f'token={token} peer=hub type=MM4_forward.REQ .*recipient=\\{NUMBER} state=overdue reason="no RES in time"', line)
+
+
+def test_ten_thousand_at_once_are_summed_up_and_nobody_waits_for_them(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path, store)
+    for _ in range(10):
+        kept(store, 1000, peer="hub")
+    meanwhile = set()
+
+    async def body() -> None:
+        while (marked := house.counted["hub", "overdue"]) < 10_000:
+            await asyncio.wrap_future(store.event(None, T0, "a token served meanwhile"))
+            meanwhile.add(marked)
+            await asyncio.sleep(0.01)
+
+    house.run(body)
+    assert store.counts() == {"out/overdue": 10_000}
+    warnings = lines(caplog, logging.WARNING)
+    assert len(warnings) <= LINES + 1
+    assert 'overdue="and others"' in warnings[-1]
+    # Other writes went between the batches: none waited for all of them.
+    assert len(meanwhile) > 10
+    assert all(marked % BATCH == 0 for marked in meanwhile)
+
+
+def test_a_copy_is_sent_as_the_first_time_and_the_next_look_is_later(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        await until(lambda: state(store, token) is State.WAITING and house.sent)
+        await asyncio.sleep(0.1)
+
+    house.run(body)
+    becomes = f"{NUMBER}/TYPE=PLMN@mms.north.example.via-north.mm4.invalid"
+    assert house.sent == [(SENDER, becomes, f"RET=HDRS ENVID={token}", "NOTIFY=FAILURE")]
+    message = store.message(token)
+    assert message is not None
+    assert message.transactions[0].due_at == house.now + timedelta(minutes=20)
+    assert house.counted == {("north", "overdue"): 1, ("north", "again"): 1}
+    assert house.spool.tokens() == [token]
+
+
+def test_after_the_last_attempt_the_originator_is_told_once(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        for attempt in (1, 2):
+            await until(lambda n=attempt: len(house.sent) == n and state(store, token) is State.WAITING)
+            house.now += timedelta(hours=1)
+        await until(lambda: house.told_of)
+        await until(lambda: not house.spool.tokens())
+        house.now += timedelta(days=1)
+        await asyncio.sleep(0.1)
+
+    house.run(body)
+    assert house.told_of == [(token, NUMBER, "no RES in time; sent again 2 of 2 times")]
+    assert state(store, token) is State.FAILED
+    assert house.counted["north", "failed"] == 1
+    assert len(house.sent) == 2
+
+
+def test_an_originator_who_could_not_be_told_is_told_later_and_counted_once(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    house.told_failures = 2
+    kept(store, expires_at=T0)
+
+    async def body() -> None:
+        while not house.told_of:
+            house.now += timedelta(minutes=1)
+            await asyncio.sleep(0.02)
+
+    house.run(body)
+    assert len(house.told_of) == 1
+    assert house.counted == {("north", "failed"): 1}
+
+
+def test_without_a_copy_nothing_is_sent(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+
+    async def body() -> None:
+        await until(lambda: house.counted["north", "unsent"])
+        house.now += timedelta(days=1)
+        await asyncio.sleep(0.1)
+
+    house.run(body)
+    assert state(store, token) is State.OVERDUE
+    assert house.sent == []
+    assert house.counted == {("north", "overdue"): 1, ("north", "unsent"): 1}
+
+
+def test_a_postfix_that_does_not_take_it_gets_the_same_attempt_later_and_is_said_once(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path, store)
+    house.failures = 3
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        while not house.sent:
+            house.now += timedelta(seconds=31)
+            await asyncio.sleep(0.03)
+        await until(lambda: state(store, token) is State.WAITING)
+
+    house.run(body)
+    message = store.message(token)
+    assert message is not None
+    assert message.transactions[0].attempts == 1
+    assert house.counted["north", "unsent"] == 3
+    assert len(lines(caplog, logging.ERROR)) == 1
+
+
+def test_a_clock_stepped_back_and_far_ahead_neither_spins_nor_repeats(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store, peer="hub")
+    looks = 0
+    any_due = store.any_due
+
+    def counting(now: datetime) -> bool:
+        nonlocal looks
+        looks += 1
+        return any_due(now)
+
+    store.any_due = counting  # type: ignore[method-assign]
+
+    house.now = T0 - timedelta(days=365)
+
+    async def body() -> None:
+        begun = time.monotonic()
+        await asyncio.sleep(0.5)
+        # Two loops that look, each at most once a breath.
+        assert looks <= 2 * ((time.monotonic() - begun) / 0.05 + 2)
+        assert state(store, token) is State.WAITING
+        house.now = T0 + timedelta(days=3650)
+        await until(lambda: state(store, token) is State.OVERDUE)
+        house.now = T0
+        await asyncio.sleep(0.1)
+
+    house.run(body)
+    assert house.counted == {("hub", "overdue"): 1}
+
+
+class Sick:
+    """A store that is not there until it is."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.well = False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            if self.well:
+                return getattr(self.store, name)(*arguments)
+            if name in ("any_due", "awaited", "message"):
+                raise StoreError("no disk")
+            future: Future[Any] = Future()
+            future.set_exception(StoreError("no disk"))
+            return future
+
+        return call
+
+
+def test_a_store_that_fails_is_said_once_and_asked_again(tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    sick = Sick(store)
+    house = House(tmp_path, sick)
+    token = kept(store, peer="hub")
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        await asyncio.sleep(0.5)
+        sick.well = True
+        await until(lambda: state(store, token) is State.OVERDUE)
+
+    house.run(body)
+    said = lines(caplog, logging.ERROR)
+    assert sorted(line.partition(" ")[0] for line in said) == ["timer=mark", "timer=send", "timer=sweep"]
+
+
+def test_a_stop_while_a_copy_is_under_way_is_prompt_and_the_copy_is_not_forgotten(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        house.gate = asyncio.Event()
+        await until(lambda: (m := store.message(token)) and m.transactions[0].attempts == 1)
+
+    house.run(body)
+    assert house.sent == []
+    again = House(tmp_path, store)
+    again.now += timedelta(minutes=3)
+
+    async def later() -> None:
+        await until(lambda: state(store, token) is State.WAITING)
+
+    again.run(later)
+    assert len(again.sent) == 1
+    message = store.message(token)
+    assert message is not None
+    assert message.transactions[0].attempts == 1
+
+
+def test_copies_that_nobody_needs_go(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    house.now = T0
+    waiting, done, unknown = kept(store), kept(store, state=State.BOUNCED), secrets.token_hex(16)
+    for token in (waiting, done, unknown):
+        house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        await until(lambda: len(house.spool.tokens()) == 1)
+
+    house.run(body)
+    assert house.spool.tokens() == [waiting]
+
+
+def test_a_reload_changes_quota_and_retries(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+    house.timers.update(config(retry=0))
+
+    async def body() -> None:
+        await until(lambda: state(store, token) is State.OVERDUE)
+        await until(lambda: not house.spool.tokens())
+
+    house.run(body)
+    assert house.sent == []
