@@ -119,7 +119,7 @@ def test_without_retries_what_is_not_answered_is_overdue_and_a_late_answer_count
     (mail,) = link.once.carrying(asked)
     link.answer("once", mail)
     link.reaches(asked, "answered")
-    assert link.whats(asked)[-2:] == ["overdue", "answer received"]
+    assert link.whats(asked)[-2:] == ["overdue", "late answer"]
 
 
 def test_a_message_is_sent_again_with_the_same_bytes_until_its_answer_comes(link: Late) -> None:
