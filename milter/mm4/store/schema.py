@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 __all__ = ["REVISION", "REVISIONS", "UtcDateTime", "events", "generation", "messages", "metadata", "transactions"]
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -100,6 +100,10 @@ messages = Table(
     Index("ix_messages_queue_id", "queue_id"),
 )
 
+# `mm4 trace` by the queue id of a RES.
+_answered = messages.c.answer_queue_id.is_not(None)
+Index("ix_messages_answer_queue_id", messages.c.answer_queue_id, sqlite_where=_answered, postgresql_where=_answered)
+
 # Holds only what is still owed, so that it stays small however many messages are kept.
 _owed = messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None)
 Index("ix_messages_owed", messages.c.recorded_at, sqlite_where=_owed, postgresql_where=_owed)
@@ -127,6 +131,9 @@ transactions = Table(
     Column("attempts", Integer()),
     Index("ix_transactions_token", "token"),
     Index("ix_transactions_message_id", "message_id"),
+    # A subscriber's number, whichever end he is of.
+    Index("ix_transactions_originator", "originator"),
+    Index("ix_transactions_recipient", "recipient"),
     # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.
     Index("ix_transactions_correlation", "transaction_id", "peer", "direction"),
 )

@@ -1,0 +1,19 @@
+"""Finding by number, and by the queue id of an answer."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0004"
+down_revision: str | None = "0003"
+
+
+def upgrade() -> None:
+    """Add the indexes."""
+    op.create_index("ix_transactions_originator", "transactions", ["originator"])
+    op.create_index("ix_transactions_recipient", "transactions", ["recipient"])
+    answered = sa.text("answer_queue_id IS NOT NULL")
+    op.create_index(
+        "ix_messages_answer_queue_id", "messages", ["answer_queue_id"], sqlite_where=answered, postgresql_where=answered
+    )
