@@ -100,7 +100,7 @@ messages = Table(
     Index("ix_messages_queue_id", "queue_id"),
 )
 
-# `mm4 trace` by the queue id of a RES.
+# `mm4 queue` asks for every RES that waits.
 _answered = messages.c.answer_queue_id.is_not(None)
 Index("ix_messages_answer_queue_id", messages.c.answer_queue_id, sqlite_where=_answered, postgresql_where=_answered)
 
@@ -131,9 +131,6 @@ transactions = Table(
     Column("attempts", Integer()),
     Index("ix_transactions_token", "token"),
     Index("ix_transactions_message_id", "message_id"),
-    # A subscriber's number, whichever end he is of.
-    Index("ix_transactions_originator", "originator"),
-    Index("ix_transactions_recipient", "recipient"),
     # The id stands first: one index serves the correlation of a RES and `trace` by transaction id.
     Index("ix_transactions_correlation", "transaction_id", "peer", "direction"),
 )

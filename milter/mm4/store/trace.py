@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, select, union
 
-from .listing import numbered
+from .listing import of_number
 from .schema import events, messages, transactions
 
 __all__ = ["MOST", "trace", "trace_number", "whole"]
@@ -57,7 +57,8 @@ def trace(connection: Connection, identifier: str, limit: int = MOST) -> list[di
 
 def trace_number(connection: Connection, number: str, limit: int) -> list[dict[str, Any]]:
     """Give the newest transactions of a number (as `Address.key` gives it), whichever end it is of, newest first."""
-    found = list(_lives(connection, numbered(number, limit), limit))
+    newest = select(transactions.c.id).where(of_number(number)).order_by(transactions.c.id.desc()).limit(limit)
+    found = list(_lives(connection, newest, limit))
     found.sort(key=lambda life: life[0].id, reverse=True)
     return [_traced(row, happened) for row, happened in found]
 

@@ -1,4 +1,4 @@
-"""Finding by number, and by the queue id of an answer."""
+"""Finding a message by the queue id of its answer, as the mail queue shows it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ down_revision: str | None = "0003"
 
 
 def upgrade() -> None:
-    """Add the indexes."""
-    op.create_index("ix_transactions_originator", "transactions", ["originator"])
-    op.create_index("ix_transactions_recipient", "transactions", ["recipient"])
+    """Add the index."""
     answered = sa.text("answer_queue_id IS NOT NULL")
     op.create_index(
         "ix_messages_answer_queue_id", "messages", ["answer_queue_id"], sqlite_where=answered, postgresql_where=answered
