@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from typing import Any
 import pytest
 
 from fake import CONFIG
-from harness import wait_for
 from mm4.gateway.configfile import parse_config
 from mm4.postfix import maps, pausing
 from mm4.postfix.mailqueue import queued
@@ -155,6 +153,7 @@ def varied(store: Store) -> Store:
         (f"--number {OTHER}", ["m-3"]),
         ("--since 2026-11-22T10:03Z", ["m-4", "m-3"]),
         ("--since 9999d --limit 1", ["m-4"]),
+        ("--since 0001-01-01T00:00+14:00 --limit 1", ["m-4"]),
     ],
 )
 @pytest.mark.usefixtures("varied")
@@ -650,7 +649,9 @@ def test_an_unknown_peer_is_wrong_use(mm4: Mm4, config: str, wired: Path) -> Non
     assert mm4("peer", "resume", "east").code == 2
     # One that the YAML named while it was paused.
     note(parse_config(Path(config).read_text(), config), "east", T0)
+    assert mm4("peer", "list").out.splitlines()[-1].split() == ["east", "-", "-", "2026-11-22", "10:00:00"]
     assert mm4("peer", "resume", "east").code == 0
+    assert "east" not in mm4("peer", "list").out
 
 
 def test_where_many_wait_everything_is_tried_at_once(mm4: Mm4, wired: Path, postfix: Postfix, monkeypatch: pytest.MonkeyPatch) -> None:

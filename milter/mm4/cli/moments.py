@@ -28,12 +28,13 @@ def since(context: click.Context, parameter: click.Parameter, value: str | None)
     if value is None:
         return None
     try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(value))
+        found: datetime | None = datetime.now(UTC) - timedelta(seconds=parse_duration(value))
     except (ValueError, OverflowError):
         found = _read(value)
     if found is None:
         raise click.BadParameter(f"{value!r} is neither a duration (2h, 7d) nor a date such as 2026-11-22T10:00+01:00")
-    return found
+    # Nothing is older, and before the year 1 there is no date to calculate with.
+    return max(found, datetime.fromtimestamp(0, UTC))
 
 
 def length(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -26,19 +26,23 @@ def peer() -> None:
 @config_option
 @json_option
 def list_command(config_file: str, as_json: bool) -> None:
-    """The peers of the configuration, and which are paused since when."""
+    """The peers of the configuration, and which are paused since when.
+
+    One without a next hop is paused and no longer in the configuration; `resume` ends that.
+    """
     from ..postfix.paused import paused_peers  # noqa: PLC0415 - the command line starts quickly
 
     config, _ = read_config(config_file)
     paused = paused_peers(config)
     columns = Columns("PEER", "DIALECT", "NEXT HOP", "PAUSED SINCE", least=(10, 10))
-    for name, link in config.peers.items():
-        at = paused.get(name)
+    for name in dict.fromkeys([*config.peers, *paused]):
+        at, link = paused.get(name), config.peers.get(name)
+        dialect, next_hop = (link.dialect, link.next_hop) if link else (None, None)
         if as_json:
-            echo_json({"peer": name, "dialect": link.dialect, "next_hop": link.next_hop,
-                       "paused_since": at and at.isoformat()})  # fmt: skip
+            since = at and at.isoformat()
+            echo_json({"peer": name, "dialect": dialect, "next_hop": next_hop, "paused_since": since})
         else:
-            columns.echo(name, link.dialect, link.next_hop, short(at))
+            columns.echo(name, dialect, next_hop, short(at))
 
 
 @peer.command("pause")
