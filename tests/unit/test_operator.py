@@ -337,7 +337,7 @@ def copied(config: str, token: str) -> Path:
 
 @pytest.mark.parametrize("state", [State.WAITING, State.OVERDUE, State.FAILED])
 def test_a_retry_makes_a_copy_due_now(mm4: Mm4, config: str, store: Store, state: State) -> None:
-    token = outward(store, state)
+    token = kept(store, 1, direction=Direction.OUT, transactions=(transaction(state=state, attempts=3),))
     copied(config, token)
     before = datetime.now(UTC)
     (done,) = lines(mm4("transactions", "retry", "--json", "m-1"))
@@ -347,7 +347,20 @@ def test_a_retry_makes_a_copy_due_now(mm4: Mm4, config: str, store: Store, state
     (one,) = found.transactions
     assert one.due_at is not None
     assert before - timedelta(seconds=1) <= one.due_at <= datetime.now(UTC)
-    assert one.state is (State.OVERDUE if state is State.FAILED else state)
+    assert (one.state, one.attempts) == (State.OVERDUE, 2)
+    assert [event["what"] for event in store.trace("m-1")[0]["events"]][-1] == "due now, by hand"
+
+
+def test_what_is_being_sent_again_is_left_alone(mm4: Mm4, config: str, store: Store) -> None:
+    """A timer that has claimed a copy puts off when it is due: the claim has to hold."""
+    later = datetime.now(UTC) + timedelta(minutes=2)
+    token = kept(store, 1, direction=Direction.OUT, transactions=(transaction(state=State.OVERDUE, due_at=later, attempts=1),))
+    copied(config, token)
+    (done,) = lines(mm4("transactions", "retry", "--json", "m-1"))
+    assert done["what"] == "is being sent again just now"
+    found = store.message(token)
+    assert found is not None
+    assert (found.transactions[0].due_at, found.transactions[0].attempts) == (later, 1)
 
 
 def test_a_retry_of_what_is_in_the_queue_asks_postfix_and_makes_no_second_copy(

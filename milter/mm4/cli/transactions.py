@@ -161,9 +161,8 @@ def retry_command(identifier: str, config_file: str, as_json: bool) -> int:
             # What is still in the queue would be sent twice.
             if token not in queue and due and _copy(config, token).exists():
                 number = store.hurry(due, datetime.now(UTC)).result(_SECONDS)
-                if number:
-                    what = f"{number} due now, sent again from the copy"
-                    done.append({"token": token, "queue_id": None, "what": what})
+                what = "due now, sent again from the copy" if number else "is being sent again just now"
+                done.append({"token": token, "queue_id": None, "what": what})
     if not done:
         states = ", ".join(dict.fromkeys(row["state"] for row in rows))
         raise _Nothing(

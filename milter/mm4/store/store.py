@@ -251,7 +251,7 @@ class Store:
         return self._read(lambda connection: listing.statistics(connection, now, since))
 
     def hurry(self, rows: Sequence[int], at: datetime) -> Future[int]:
-        """Make transactions (by row id) that have no answer due at `at`; the result is how many they are."""
+        """Make transactions (by row id) that have no answer OVERDUE and due at `at`; the result is how many."""
         return self._write(lambda connection: upkeep.hurry(connection, rows, at))
 
     def forget(self, token: str, *, force: bool = False) -> Future[str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, case, delete, insert, select, update
 
 from ..protocol.transaction import Direction, State
 from .schema import events, messages, transactions
@@ -21,20 +21,38 @@ RETRIED = (State.WAITING, State.OVERDUE, State.FAILED)
 
 
 def hurry(connection: Connection, rows: Sequence[int], at: datetime) -> int:
-    """Make those of the transactions that have no answer due at `at`; gives how many they are.
+    """Make those of the transactions that have no answer OVERDUE and due at `at`; gives how many they are.
 
-    One that had FAILED is OVERDUE again, or no timer would look at it.
+    What is OVERDUE and due later is being sent just now, and left alone. The time that it is sent by hand does not
+    count against `ack.retry`, or the last attempt would only be the end of it.
     """
-    found = transactions.c.id.in_(rows) & (transactions.c.direction == Direction.OUT.value)
+    found = connection.execute(
+        select(transactions.c.id, transactions.c.token)
+        .where(
+            transactions.c.id.in_(rows),
+            transactions.c.direction == Direction.OUT.value,
+            transactions.c.state.in_([state.value for state in RETRIED]),
+            (transactions.c.state != State.OVERDUE.value)
+            | transactions.c.due_at.is_(None)
+            | (transactions.c.due_at <= at),
+        )
+        .with_for_update()
+    ).all()
+    if not found:
+        return 0
     connection.execute(
         update(transactions)
-        .where(found, transactions.c.state == State.FAILED.value)
-        .values(state=State.OVERDUE.value, updated_at=at)
+        .where(transactions.c.id.in_([row.id for row in found]))
+        .values(
+            state=State.OVERDUE.value,
+            due_at=at,
+            attempts=case((transactions.c.attempts > 0, transactions.c.attempts - 1), else_=0),
+            updated_at=at,
+        )
     )
-    states = [state.value for state in RETRIED]
-    return connection.execute(
-        update(transactions).where(found, transactions.c.state.in_(states)).values(due_at=at)
-    ).rowcount
+    note = {"at": at, "what": "due now, by hand", "queue_id": None, "detail": None}
+    connection.execute(insert(events), [{"transaction_row": row.id, "token": row.token, **note} for row in found])
+    return len(found)
 
 
 def waits(connection: Connection, token: str) -> str | None:
