@@ -45,6 +45,7 @@ Mm4 = Callable[..., Done]
 def config(tmp_path: Path) -> str:
     file = tmp_path / "mm4.yaml"
     file.write_text(CONFIG + "store: sqlite:///mm4.db\nfolders: {state: state, sockets: run, postfix: postfix}\n")
+    (tmp_path / "state").mkdir()
     return str(file)
 
 
@@ -728,6 +729,11 @@ def test_who_is_paused_is_kept_on_disk(config: str) -> None:
     strike(read, "north")
     assert paused_peers(read) == {}
     by_hand.parent.rmdir()
+    by_hand.parent.parent.rmdir()
+    with pytest.raises(PostfixError, match="there is no such folder; start mm4 serve once"):
+        note(read, "north", T0)
+    assert not by_hand.parent.parent.exists()
+    by_hand.parent.parent.mkdir()
     by_hand.parent.write_text("a file")
     with pytest.raises(PostfixError, match="paused"):
         paused_peers(read)

@@ -76,7 +76,12 @@ def check(config: Config) -> list[Finding]:
 
 def _peers(config: Config) -> Iterator[Finding]:
     dialects = Router(config).dialects
-    for name, at in paused_peers(config).items():
+    try:
+        paused = paused_peers(config)
+    except PostfixError as error:
+        yield Finding("peers", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
+        paused = {}
+    for name, at in paused.items():
         yield Finding(
             f"peers.{name}", False, f"paused by the operator since {at.isoformat(timespec='seconds')}: its mail waits "
             "in the queue", f"mm4 peer resume {name}", warning=True,
@@ -225,7 +230,11 @@ def _postfix(config: Config) -> Iterator[Finding]:
 def _tables(config: Config) -> Finding:
     folder = maps.folder_of(config)
     stale = []
-    for name, text in maps.tables(config, paused_peers(config)).items():
+    try:
+        wanted = maps.tables(config, paused_peers(config))
+    except PostfixError as error:
+        return Finding("tables", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
+    for name, text in wanted.items():
         try:
             if (folder / name).read_text("utf-8") != text:
                 stale.append(name)

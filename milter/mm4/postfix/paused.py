@@ -37,7 +37,8 @@ def note(config: Config, name: str, at: datetime) -> None:
     """Remember that a peer is paused since `at`, on disk when this returns. Raises PostfixError."""
     folder = _folder(config)
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Not its parents: the state folder is the daemon's, who could not use one that root made.
+        folder.mkdir(mode=0o755, exist_ok=True)
         temporary = folder / f".{name}"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(at.isoformat() + "\n")
@@ -45,6 +46,9 @@ def note(config: Config, name: str, at: datetime) -> None:
             os.fsync(file.fileno())
         temporary.replace(folder / name)
         _flush(folder)
+    except FileNotFoundError as error:
+        hint = "start mm4 serve once, or mend folders.state"
+        raise PostfixError(f"{folder.parent}: there is no such folder; {hint}") from error
     except OSError as error:
         raise PostfixError(f"{error.filename or folder}: cannot be written: {error.strerror}; run as root") from error
 
