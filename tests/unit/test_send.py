@@ -350,7 +350,7 @@ def test_a_store_that_cannot_be_read_is_told_before_anything_is_sent(send: Send,
     config = Path(service.config)
     config.write_text(config.read_text().replace("sqlite:///mm4.db", "sqlite:///none/mm4.db"))
     done = send("--to", NORTH, "--text", "x", "--wait", "5s")
-    assert (done.code, service.taken) == (70, [])
+    assert (done.code, service.taken) == (78, [])
     assert "none/mm4.db" in done.err
 
 

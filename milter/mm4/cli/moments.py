@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 import click
 
 from ..gateway.quantity import parse_duration
 
-__all__ = ["expiry", "length", "moment"]
+__all__ = ["expiry", "length", "moment", "since"]
 
 _SECONDS = 10
 """Digits of seconds that every reader of X-Mms-Expiry takes."""
@@ -21,6 +21,20 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
     if value is not None and found is None:
         raise click.BadParameter(f"{value!r} is no date, for example 2026-11-22T10:00+01:00")
     return found
+
+
+def since(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """A moment in the past: a duration back from now (`2h`), or a date."""
+    if value is None:
+        return None
+    try:
+        found: datetime | None = datetime.now(UTC) - timedelta(seconds=parse_duration(value))
+    except (ValueError, OverflowError):
+        found = _read(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is neither a duration (2h, 7d) nor a date such as 2026-11-22T10:00+01:00")
+    # Nothing is older, and before the year 1 there is no date to calculate with.
+    return max(found, datetime.fromtimestamp(0, UTC))
 
 
 def length(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

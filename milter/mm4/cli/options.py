@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from ..protocol.errors import UsageError
 from .main import DEFAULT_CONFIG
 
-__all__ = ["config_option", "echo_json", "echo_rows", "json_option", "printable", "store_of"]
+__all__ = [
+    "Columns", "config_option", "echo_json", "echo_rows", "json_option", "needs_root", "printable", "short", "store_of",
+]  # fmt: skip
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,13 +58,56 @@ def echo_rows(rows: Iterable[Iterable[object]], *, indent: int = 0) -> None:
         click.echo((" " * indent + "  ".join(cells)).rstrip())
 
 
+class Columns:
+    """Rows in columns as they come, however many: a column is as wide as its widest cell so far, its title included."""
+
+    def __init__(self, *titles: str, least: Sequence[int] = ()) -> None:
+        """`least` are the widths, from the left, to start with."""
+        self._widths = [*least, *[0] * (len(titles) - len(least))]
+        self._titles: tuple[str, ...] | None = titles
+
+    def echo(self, *cells: object) -> None:
+        """One row; the titles before the first. None is a dash."""
+        if self._titles is not None:
+            titles, self._titles = self._titles, None
+            self.echo(*titles)
+        shown = [printable("-" if cell is None or cell == "" else str(cell)) for cell in cells]
+        padded = []
+        for index, cell in enumerate(shown):
+            width = _width(cell)
+            self._widths[index] = max(self._widths[index], width)
+            padded.append(cell + " " * (self._widths[index] - width))
+        click.echo("  ".join(padded).rstrip())
+
+
+def _width(cell: str) -> int:
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len  # noqa: PLC0415 - slow to load
+
+    return cell_len(cell)
+
+
+def short(moment: str | datetime | None) -> str | None:
+    """A moment for people, in UTC, to the second."""
+    if isinstance(moment, datetime):
+        moment = moment.astimezone(UTC).isoformat()
+    return None if moment is None else moment[:19].replace("T", " ")
+
+
+def needs_root(what: str) -> None:
+    """Raises UsageError unless this is root: Postfix's own commands would say it less clearly."""
+    if os.geteuid() != 0:
+        raise UsageError(f"{what} has to run as root: only root may change Postfix's queue and tables")
+
+
 def printable(text: str) -> str:
     """The text without whatever in it would steer a terminal: a peer wrote it."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def store_of(url: str) -> Any:
-    """The store for reading. Raises StoreError."""
+def store_of(url: str, *, write: bool = False) -> Any:
+    """The store, for reading unless said otherwise. Raises StoreError, NoStoreError where there is none yet."""
     from ..store.store import Store  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-    return Store.open(url, migrate=False, read_only=True)
+    return Store.open(url, migrate=False, read_only=not write)

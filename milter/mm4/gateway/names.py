@@ -21,6 +21,7 @@ __all__ = [
     "public_name",
     "strip_via",
     "via",
+    "via_peer",
 ]
 
 PRIVATE_DOMAIN = "mm4.invalid"
@@ -29,7 +30,7 @@ MAILDIR_DOMAIN = "maildir.mm4.invalid"
 
 PEER_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}\Z")
 TOKEN = re.compile(r"[0-9a-f]{32}\Z")
-_VIA = re.compile(r"\.via-[a-z][a-z0-9-]{0,29}\.mm4\.invalid\Z", re.IGNORECASE)
+_VIA = re.compile(r"\.via-([a-z][a-z0-9-]{0,29})\.mm4\.invalid\Z", re.IGNORECASE)
 
 
 def public_name(token: str, purpose: str) -> str:
@@ -45,6 +46,12 @@ def via(address: str, peer: str) -> str:
 def strip_via(address: str) -> str:
     """`address` as the peer sees it: without the next-hop suffix."""
     return _VIA.sub("", address)
+
+
+def via_peer(address: str) -> str | None:
+    """The peer to whose next hop `address` leads; None where it has no suffix of ours."""
+    match = _VIA.search(address)
+    return match[1].lower() if match else None
 
 
 def is_private(address: str) -> bool:

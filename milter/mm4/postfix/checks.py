@@ -23,11 +23,17 @@ from ..protocol.errors import LookupUnavailable, PostfixError, StoreError
 from ..store.store import Store
 from . import maps
 from .instance import Instance
+from .mailqueue import tokens_of
+from .paused import paused_peers
 from .serve import MILTER_SOCKET, RESPONDER_SOCKET
 
 __all__ = ["Finding", "check"]
 
 _OWED_MINUTES = 15
+_MOST_OWED = 10_000
+"""Owed acks that are looked at, the oldest."""
+_NAMED = 5
+"""Of them that are named."""
 _SMFIC_OPTNEG = b"O"
 
 # Settings that reach mail handed to sendmail, each with what it would do to an ack.
@@ -70,6 +76,16 @@ def check(config: Config) -> list[Finding]:
 
 def _peers(config: Config) -> Iterator[Finding]:
     dialects = Router(config).dialects
+    try:
+        paused = paused_peers(config)
+    except PostfixError as error:
+        yield Finding("peers", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
+        paused = {}
+    for name, at in paused.items():
+        yield Finding(
+            f"peers.{name}", False, f"paused by the operator since {at.isoformat(timespec='seconds')}: its mail waits "
+            "in the queue", f"mm4 peer resume {name}", warning=True,
+        )  # fmt: skip
     for name, peer in config.peers.items():
         dialect = dialects[peer.dialect]
         yield from _dialect(config, name, dialect)
@@ -121,32 +137,42 @@ def _store(config: Config) -> Iterator[Finding]:
         with Store.open(config.store, migrate=False) as store:
             store.ping()
             yield Finding("store", True, "readable and writable")
-            owed = store.owed(datetime.now(UTC) - timedelta(minutes=_OWED_MINUTES))
-            yield from _owed(config, [(message.queue_id, message.peer) for message in owed])
+            yield from _owed(config, store.owed_rows(datetime.now(UTC) - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
     except StoreError as error:
         yield Finding("store", False, str(error), "start mm4 serve once: it makes and migrates the store")
 
 
-def _owed(config: Config, owed: list[tuple[str, str]]) -> Iterator[Finding]:
-    """Acks that are due for long: waiting in Postfix's queue is normal trouble, gone from it is an alarm."""
+def _owed(config: Config, owed: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Acks that are due for long: waiting in Postfix's queue is normal trouble, gone from it is an alarm.
+
+    `owed` are the rows of `store.listing.owed_rows`.
+    """
     if not owed:
         yield Finding("acks", True, f"none is due for more than {_OWED_MINUTES} minutes")
         return
+    domains = [local.domain for local in config.local]
+    queued: set[str] = set()
     try:
-        queued = {entry["queue_id"] for entry in Instance(config.folders.postfix).queue()}
+        for entry in Instance(config.folders.postfix).queue():
+            # By token too: `postsuper -r` gives a message another queue id.
+            queued |= {entry["queue_id"], *tokens_of(entry, domains)}
     except PostfixError as error:
         yield Finding("acks", False, f"{len(owed)} are due, and the queue cannot be read: {error}", "start Postfix")
         return
-    waiting = sum(queue_id in queued for queue_id, _ in owed)
-    if waiting:
+    gone = [row for row in owed if not {row["queue_id"], row["token"]} & queued]
+    if waiting := len(owed) - len(gone):
         yield Finding(
             "acks", False, f"{waiting} wait in Postfix's queue for more than {_OWED_MINUTES} minutes",
-            f"see mailq; postqueue -s {RESPONDER_DOMAIN} tries them now",
+            f"see mm4 queue; postqueue -s {RESPONDER_DOMAIN} tries them now",
         )  # fmt: skip
-    if len(owed) > waiting:
+    if gone:
+        named = ", ".join(f"{row['token']} (queue id {row['queue_id']}, from {row['peer']})" for row in gone[:_NAMED])
+        more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         yield Finding(
-            "acks", False, f"{len(owed) - waiting} messages asked for an ack and left the queue without one: Postfix "
-            "refused them at last, or somebody deleted them", "the peers still hold what was refused", warning=True,
+            "acks", False, f"{len(gone)} messages asked for an ack and left the queue without one: Postfix refused "
+            f"them at last, or somebody deleted them: {named}{more}",
+            "look for the queue id in Postfix's log: delivered, then mm4 transactions answer TOKEN sends the RES; "
+            "refused, then the peer still has it, and mm4 transactions forget --force TOKEN ends it", warning=True,
         )  # fmt: skip
 
 
@@ -204,7 +230,11 @@ def _postfix(config: Config) -> Iterator[Finding]:
 def _tables(config: Config) -> Finding:
     folder = maps.folder_of(config)
     stale = []
-    for name, text in maps.tables(config).items():
+    try:
+        wanted = maps.tables(config, paused_peers(config))
+    except PostfixError as error:
+        return Finding("tables", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
+    for name, text in wanted.items():
         try:
             if (folder / name).read_text("utf-8") != text:
                 stale.append(name)

@@ -1,6 +1,6 @@
 """One Postfix instance, known by its configuration folder, through Postfix's own tools.
 
-Every call runs one of postconf, postfix, postqueue or postmap with `-c FOLDER`, so that no other instance on
+Every call runs one of Postfix's commands with `-c FOLDER`, so that no other instance on
 the host is read or touched. What a tool says on failure is what the PostfixError says.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +107,49 @@ class Instance:
         self._run("postqueue", "-s", site)
 
     def queue(self) -> Iterator[dict[str, Any]]:
-        """Every message in the queue, as `postqueue -j` writes it. Raises PostfixError."""
-        for line in self._run("postqueue", "-j").stdout.splitlines():
-            yield json.loads(line)
+        """Every message in the queue, as `postqueue -j` writes it, one by one as it comes. Raises PostfixError."""
+        command = [tool("postqueue"), "-c", str(self.folder), "-j"]
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    yield json.loads(line.decode("utf-8", "replace"))
+                code = process.wait(_TIMEOUT)
+            finally:
+                process.stdout.close()
+                if process.poll() is None:  # whoever reads has seen enough
+                    process.kill()
+                    process.wait()
+            if code != 0:
+                said.seek(0)
+                text = said.read().decode("utf-8", "replace").strip() or f"exit {code}"
+                raise PostfixError(f"{' '.join(command)}: {text}")
+
+    def deliver(self, queue_id: str) -> None:
+        """Try one message at once, whatever its next try is planned for. Raises PostfixError."""
+        self._run("postqueue", "-i", queue_id)
+
+    def deliver_all(self) -> None:
+        """Try everything that waits at once. Raises PostfixError."""
+        self._run("postqueue", "-f")
+
+    def hold(self, queue_id: str) -> bool:
+        """Keep one message from being delivered until it is released; False where it is gone. Only for root."""
+        return self._super("-h", queue_id)
+
+    def release(self, queue_id: str) -> bool:
+        """Take one message off hold, into the deferred queue; False where it was not on hold. Only for root."""
+        return self._super("-H", queue_id)
+
+    def content(self, queue_id: str) -> str:
+        """Envelope and header of one message in the queue, by `postcat`. Only for root. Raises PostfixError."""
+        return self._run("postcat", "-eh", "-q", queue_id).stdout
+
+    def _super(self, option: str, queue_id: str) -> bool:
+        # Exit 0 whether it found the message or not; only what it says tells.
+        said = self._run("postsuper", option, queue_id).stderr
+        return re.search(r"(Placed on hold|Released from hold): [1-9]", said) is not None
 
     def expire(self, queue_ids: Iterable[str]) -> None:
         """Have these messages returned to their senders at their next delivery; ids that are gone are passed over.
@@ -115,10 +157,6 @@ class Instance:
         Needs root and Postfix 3.5. Raises PostfixError.
         """
         self._run("postsuper", "-e", "-", given="".join(f"{queue_id}\n" for queue_id in queue_ids))
-
-    def deliver(self, queue_id: str) -> None:
-        """Try one deferred message at once. Raises PostfixError."""
-        self._run("postqueue", "-i", queue_id)
 
     def lookup(self, table: str, key: str) -> str | None:
         """What `table` (type:name) has for `key`, by `postmap -q`; None where it has nothing.

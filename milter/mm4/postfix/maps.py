@@ -12,16 +12,18 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from ..gateway.config import Config, Endpoint, domain_of
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
 from ..protocol.errors import ConfigError, PostfixError
+from .paused import paused_peers
 
 __all__ = [
     "CONSTANT",
+    "PAUSED",
     "PRESENT",
     "Wiring",
     "folder_of",
@@ -32,6 +34,7 @@ __all__ = [
     "replace_file",
     "settings",
     "tables",
+    "turn",
     "write",
 ]
 
@@ -42,6 +45,9 @@ CONSTANT = ("access", "commands", "generic", "status")
 
 PRESENT = ("transport_maps", "virtual_alias_maps", "fast_flush_domains", "smtpd_recipient_restrictions")
 """Parameters of an operator's main.cf that the wiring `service` adds to instead of replacing them."""
+
+PAUSED = "mm4: paused by the operator"
+"""Why mail for a paused peer waits, as `mailq` shows it."""
 
 _HEAD = "# Written by `mm4 postfix maps` from the YAML file: edit that, not this.\n"
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
@@ -68,13 +74,13 @@ def reference(name: str) -> str:
     raise PostfixError(f"{here.parent / 'reference' / name} is missing: install mm4-milter again")
 
 
-def tables(config: Config) -> dict[str, str]:
-    """File name to text of every table that main.cf and master.cf name.
+def tables(config: Config, paused: Collection[str] = ()) -> dict[str, str]:
+    """File name to text of every table that main.cf and master.cf name; `paused` are peers whose mail waits.
 
     Raises ConfigError where two parts of the configuration ask for two values of one row.
     """
     written = {name: _HEAD + reference(f"tables/{name}") for name in CONSTANT}
-    written["transport"] = _HEAD + _transport(config)
+    written["transport"] = _HEAD + _transport(config, paused)
     written["peers"] = _HEAD + _clients(config)
     written["keep"] = _HEAD + _keep(config)
     written["tls_policy"] = _HEAD + _tls_policy(config)
@@ -93,7 +99,7 @@ def _sockets(config: Config) -> str:
     return PurePath(config.folders.sockets).name
 
 
-def _transport(config: Config) -> str:
+def _transport(config: Config, paused: Collection[str]) -> str:
     responder = f"mm4-responder:{_socket(config, 'responder')}"
     rows = {RESPONDER_DOMAIN: responder, MAILDIR_DOMAIN: f"mm4-maildir:{_socket(config, 'maildir')}"}
     rows |= {local.domain: responder for local in config.local}
@@ -109,13 +115,36 @@ def _transport(config: Config) -> str:
             )
     if problems:
         raise ConfigError(problems)
-    rows |= {f".via-{name}.{PRIVATE_DOMAIN}": f"mm4-out:{peer.next_hop}" for name, peer in config.peers.items()}
+    rows |= dict(_peer_row(config, name, name in paused) for name in config.peers)
     text = "# Domain of the recipient, then the service and the next hop that carry it.\n" + _rows(rows.items())
     # Without this row mail to a peer that was taken out of the YAML would be looked up in DNS and bounce.
     return (
         f"{text}# What waits for a peer that the YAML no longer names keeps waiting.\n"
         f".{PRIVATE_DOMAIN}\tretry:4.4.4 mm4: no next hop of this name in the YAML\n"
     )
+
+
+def _peer_row(config: Config, name: str, paused: bool) -> tuple[str, str]:
+    hop = f"retry:4.3.2 {PAUSED}" if paused else f"mm4-out:{config.peers[name].next_hop}"
+    return f".via-{name}.{PRIVATE_DOMAIN}", hop
+
+
+def turn(config: Config, folder: Path, name: str, *, paused: bool) -> bool:
+    """Change one peer's row of the transport table in `folder`, and nothing else; False where it is so already.
+
+    What else the YAML says by now stays for `mm4 postfix maps`. Raises PostfixError where there is no such row, or
+    the table cannot be written.
+    """
+    path = folder / "transport"
+    key, hop = _peer_row(config, name, paused)
+    try:
+        text = path.read_text("utf-8")
+        row = re.compile(rf"^{re.escape(key)}\t.*$", re.MULTILINE)
+        if row.search(text) is None:
+            raise PostfixError(f"{path} has no row for {name}; mm4 postfix maps writes it")
+        return replace_file(path, row.sub(lambda _: f"{key}\t{hop}", text))
+    except OSError as error:
+        raise PostfixError(f"{path}: {error.strerror}; run as root, mm4 postfix maps writes the tables") from error
 
 
 def _clients(config: Config) -> str:
@@ -159,10 +188,11 @@ def _tls_policy(config: Config) -> str:
 def write(config: Config, folder: Path) -> list[str]:
     """Bring the tables in `folder` up to date; the names of those that changed, none where all were.
 
-    Each is replaced in one step and is on disk before the next one; mode and owner stay. Raises ConfigError as
+    Each is replaced in one step and is on disk before the next one; mode and owner stay. What the operator has paused
+    stays paused. Raises ConfigError as
     `tables`, and PostfixError where the folder cannot be written.
     """
-    wanted = tables(config)
+    wanted = tables(config, paused_peers(config))
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
         return [name for name, text in wanted.items() if replace_file(folder / name, text)]

@@ -16,6 +16,7 @@ __all__ = [
     "InternalError",
     "LookupUnavailable",
     "Mm4Error",
+    "NoStoreError",
     "PostfixError",
     "ProtocolError",
     "Reply",
@@ -93,6 +94,12 @@ class StoreError(Mm4Error):
     """The store cannot be read or written now."""
 
     reply = Reply(451, "4.3.0", "Message store unavailable, try again later")
+
+
+class NoStoreError(StoreError):
+    """There is no store yet, or none that this version has made ready: a matter of set-up."""
+
+    exit_code = 78
 
 
 class LookupUnavailable(Mm4Error):

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from ..protocol.errors import Mm4Error, StoreError
+from ..protocol.errors import Mm4Error, NoStoreError, StoreError
 
 __all__ = ["Database"]
 
@@ -69,19 +69,20 @@ class Database:
     def check(self, create: bool) -> bool:
         """Look at folder and file before SQLite does, whose own texts are poor; create a missing file.
 
-        Returns whether the file was there already. Raises StoreError naming what is wrong and its cure.
+        Returns whether the file was there already. Raises StoreError naming what is wrong and its cure, NoStoreError
+        where there is none.
         """
         if self.path is None:
             return True
         folder = self.path.parent
         try:
             if not folder.is_dir():
-                raise StoreError(f"store {self}: folder {folder} does not exist; create it for {_user()}")
+                raise NoStoreError(f"store {self}: folder {folder} does not exist; create it for {_user()}")
             if self.path.is_dir():
                 raise StoreError(f"store {self}: is a folder; name a file in it")
             there = self.path.exists()
             if not there and not create:
-                raise StoreError(f"store {self}: does not exist; start mm4 serve once, or mend store: in the YAML")
+                raise NoStoreError(f"store {self}: does not exist; start mm4 serve once, or mend store: in the YAML")
             if not self.read_only:
                 for thing in (folder, self.path) if there else (folder,):
                     if not os.access(thing, os.W_OK, effective_ids=True):

@@ -42,7 +42,7 @@ __all__ = [
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -110,6 +110,10 @@ messages = Table(
     Column("copy_of", String()),
     Index("ix_messages_queue_id", "queue_id"),
 )
+
+# `mm4 queue` asks for every RES that waits.
+_answered = messages.c.answer_queue_id.is_not(None)
+Index("ix_messages_answer_queue_id", messages.c.answer_queue_id, sqlite_where=_answered, postgresql_where=_answered)
 
 # Holds only what is still owed, so that it stays small however many messages are kept.
 _owed = messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None)

@@ -8,7 +8,7 @@ place and the cure. Nothing waits longer than `busy_seconds` for another process
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import datetime, timedelta
@@ -20,13 +20,12 @@ from sqlalchemy import Connection, Engine, func, select, text
 from ..protocol.errors import StoreError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
-from . import copies, records, timers, transitions
+from . import copies, listing, records, timers, trace, transitions, upkeep
 from .charges import Charges, charge_accepted, charge_answer
 from .database import Database
 from .records import clean
 from .schema import transactions
 from .timers import Expired, Late
-from .trace import trace
 from .upgrade import prepare
 from .writer import Operation, Writer
 
@@ -294,12 +293,54 @@ class Store:
         """Read the messages whose answer is not out yet, oldest first; `older_than`: recorded before it."""
         return self._read(lambda connection: records.load_owed(connection, older_than))
 
-    def trace(self, identifier: str) -> list[dict[str, Any]]:
-        """Read all transactions whose message id, transaction id, token or queue id is the identifier.
+    def trace(self, identifier: str, limit: int = trace.MOST) -> list[dict[str, Any]]:
+        """Read the transactions whose message id, transaction id, token or queue id is the identifier.
 
-        In time order, as `mm4 trace --json` prints them; surrounding quotes of the identifier are ignored.
+        The queue id may be that of an answer. In time order, as `mm4 trace --json` prints them, of more than `limit`
+        the newest; surrounding quotes of the identifier are ignored.
         """
-        return self._read(lambda connection: trace(connection, clean(identifier)))
+        return self._read(lambda connection: trace.trace(connection, clean(identifier), limit))
+
+    def trace_number(self, number: str, limit: int) -> list[dict[str, Any]]:
+        """Read the newest transactions of a number (an `Address.key`), whichever end it is of, newest first."""
+        return self._read(lambda connection: trace.trace_number(connection, clean(number), limit))
+
+    def whole(self, identifier: str) -> list[dict[str, Any]]:
+        """As `trace`, with everything that is kept of each; the identifier may be a row id too."""
+        return self._read(lambda connection: trace.whole(connection, clean(identifier)))
+
+    def listed(self, wanted: listing.Wanted, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Read the transactions that are wanted, newest first, a page at a time: in little memory, however many."""
+        before: int | None = None
+        left = limit
+        while left is None or left > 0:
+            size = listing.PAGE if left is None else min(left, listing.PAGE)
+            page = self._read(lambda connection: listing.listing(connection, wanted, before, size))  # noqa: B023
+            yield from page
+            if len(page) < size:
+                return
+            before = page[-1]["id"]
+            left = None if left is None else left - size
+
+    def by_queue(self, tokens: Sequence[str], queue_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Read what is known of messages in the mail queue, one row a transaction: see `listing.by_queue`."""
+        return self._read(lambda connection: listing.by_queue(connection, tokens, queue_ids))
+
+    def owed_rows(self, older_than: datetime, limit: int) -> list[dict[str, Any]]:
+        """As `owed`, the oldest `limit`, without the answers themselves: see `listing.owed_rows`."""
+        return self._read(lambda connection: listing.owed_rows(connection, older_than, limit))
+
+    def statistics(self, now: datetime, since: datetime | None = None) -> dict[str, Any]:
+        """Count and group all transactions: see `listing.statistics`."""
+        return self._read(lambda connection: listing.statistics(connection, now, since))
+
+    def hurry(self, rows: Sequence[int], at: datetime) -> Future[int]:
+        """Make transactions (by row id) that have no answer OVERDUE and due at `at`; the result is how many."""
+        return self._write(lambda connection: upkeep.hurry(connection, rows, at))
+
+    def forget(self, token: str, *, force: bool = False) -> Future[str | None]:
+        """Remove a message with its transactions and events; the result is why not, None where it is gone."""
+        return self._write(lambda connection: upkeep.forget(connection, token, force))
 
     def counts(self) -> dict[str, int]:
         """Count the transactions by direction and state: `{"in/answered": 12, "out/waiting": 3}`.

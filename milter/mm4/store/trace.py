@@ -7,81 +7,118 @@ time order, so that the hot path writes no event at all. Reads only.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, select, union
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, select, union
 
+from .listing import of_number
 from .schema import events, messages, transactions
 
-__all__ = ["trace"]
+__all__ = ["MOST", "trace", "trace_number", "whole"]
+
+_TOGETHER = 500
+"""Rows whose events are read at once."""
+_ROW_DIGITS = 18
+"""Digits of a row id: more fit no column."""
+
+MOST = 1000
+"""Transactions that are looked at for one identifier, the newest: a peer may use an id as often as it likes."""
 
 _NAMED: BindParameter[str] = bindparam("named")
-# Four searches by index; one condition with OR over two tables would read every row.
-_ROWS = union(
+# Searches by index; one condition with OR over two tables would read every row.
+_BY_NAME = union(
     select(transactions.c.id).where(transactions.c.message_id == _NAMED),
     select(transactions.c.id).where(transactions.c.transaction_id == _NAMED),
     select(transactions.c.id).where(transactions.c.token == _NAMED),
-    select(transactions.c.id)
-    .join(messages, messages.c.token == transactions.c.token)
-    .where(messages.c.queue_id == _NAMED),
+    *(
+        select(transactions.c.id)
+        .join(messages, messages.c.token == transactions.c.token)
+        # Not null is said for ix_messages_answer_queue_id, which holds nothing else.
+        .where(column == _NAMED, column.is_not(None))
+        for column in (messages.c.queue_id, messages.c.answer_queue_id)
+    ),
 ).subquery()
-_TRANSACTIONS = (
-    select(
-        transactions,
-        messages.c.queue_id,
-        messages.c.host,
-        messages.c.recorded_at,
-        messages.c.accepted_at,
-        messages.c.answered_at,
-        messages.c.answer_queue_id,
-        messages.c.answer_type,
-        messages.c.answer_status,
-    )
-    .join(messages, messages.c.token == transactions.c.token)
-    .where(transactions.c.id.in_(select(_ROWS.c.id)))
-    .order_by(messages.c.recorded_at, transactions.c.id)
-)
-_OF_ROWS = select(events).where(events.c.transaction_row.in_(select(_ROWS.c.id)))
-_OF_TOKENS = select(events).where(
-    events.c.transaction_row.is_(None),
-    events.c.token.in_(select(transactions.c.token).where(transactions.c.id.in_(select(_ROWS.c.id)))),
-)
+_LIFE = select(
+    transactions,
+    *(column for column in messages.c if column.name not in transactions.c),
+).join(messages, messages.c.token == transactions.c.token)
 
 
-def trace(connection: Connection, identifier: str) -> list[dict[str, Any]]:
-    """Give every transaction whose message id, transaction id, token or queue id is the identifier.
+def trace(connection: Connection, identifier: str, limit: int = MOST) -> list[dict[str, Any]]:
+    """Give every transaction whose message id, transaction id, token or queue id is the identifier, in time order.
 
-    Quotes around the identifier are left out of account, as ids are kept without them.
+    The queue id may be that of the message or of its answer. Quotes around the identifier are left out of account, as
+    ids are kept without them. Of more than `limit` the newest.
     """
-    named = {"named": _unquoted(identifier)}
-    rows = connection.execute(_TRANSACTIONS, named).all()
-    if not rows:
-        return []
-    of_row: dict[int, list[Row[Any]]] = defaultdict(list)
-    of_token: dict[str, list[Row[Any]]] = defaultdict(list)
-    for happened in connection.execute(_OF_ROWS, named):
-        of_row[happened.transaction_row].append(happened)
-    for happened in connection.execute(_OF_TOKENS, named):
-        of_token[happened.token].append(happened)
-    return [
-        {
-            "peer": row.peer,
-            "direction": row.direction,
-            "type": row.type,
-            "transaction_id": row.transaction_id,
-            "message_id": row.message_id,
-            "originator": row.originator,
-            "recipient": row.recipient,
-            "report": row.report,
-            "state": row.state,
-            "status": row.status,
-            "queue_id": row.queue_id,
-            "host": row.host,
-            "events": _events(row, of_row[row.id] + of_token[row.token]),
-        }
-        for row in rows
-    ]
+    return [_traced(row, happened) for row, happened in _lives(connection, _named(identifier), limit)]
+
+
+def trace_number(connection: Connection, number: str, limit: int) -> list[dict[str, Any]]:
+    """Give the newest transactions of a number (as `Address.key` gives it), whichever end it is of, newest first."""
+    newest = select(transactions.c.id).where(of_number(number)).order_by(transactions.c.id.desc()).limit(limit)
+    found = list(_lives(connection, newest, limit))
+    found.sort(key=lambda life: life[0].id, reverse=True)
+    return [_traced(row, happened) for row, happened in found]
+
+
+def whole(connection: Connection, identifier: str, limit: int = MOST) -> list[dict[str, Any]]:
+    """As `trace`, with everything that is kept, the text of the answer included; the identifier may be a row id too."""
+    ids = _named(identifier)
+    if identifier.isascii() and identifier.isdigit() and len(identifier) <= _ROW_DIGITS:
+        by_row = select(transactions.c.id).where(transactions.c.id == int(identifier))
+        ids = select(union(ids, by_row).subquery().c.id)
+    found = []
+    for row, happened in _lives(connection, ids, limit):
+        known = {name: _plain(value) for name, value in row._mapping.items()}
+        found.append({**known, "events": _events(row, happened)})
+    return found
+
+
+def _named(identifier: str) -> Select[tuple[int]]:
+    return select(_BY_NAME.c.id).params(named=_unquoted(identifier))
+
+
+def _lives(connection: Connection, ids: Select[tuple[int]], limit: int) -> Iterator[tuple[Row[Any], list[Row[Any]]]]:
+    """The rows with what happened to each, in time order."""
+    rows = connection.execute(_LIFE.where(transactions.c.id.in_(ids)).order_by(transactions.c.id.desc()).limit(limit))
+    newest = sorted(rows.all(), key=lambda row: (row.recorded_at, row.id))
+    for first in range(0, len(newest), _TOGETHER):
+        part = newest[first : first + _TOGETHER]
+        of_row: dict[int, list[Row[Any]]] = defaultdict(list)
+        of_token: dict[str, list[Row[Any]]] = defaultdict(list)
+        in_row = events.c.transaction_row.in_([row.id for row in part])
+        for happened in connection.execute(select(events).where(in_row)):
+            of_row[happened.transaction_row].append(happened)
+        in_token = events.c.token.in_({row.token for row in part})
+        for happened in connection.execute(select(events).where(in_token, events.c.transaction_row.is_(None))):
+            of_token[happened.token].append(happened)
+        yield from ((row, of_row[row.id] + of_token[row.token]) for row in part)
+
+
+def _traced(row: Row[Any], happened: list[Row[Any]]) -> dict[str, Any]:
+    return {
+        "peer": row.peer,
+        "direction": row.direction,
+        "type": row.type,
+        "transaction_id": row.transaction_id,
+        "message_id": row.message_id,
+        "originator": row.originator,
+        "recipient": row.recipient,
+        "report": row.report,
+        "state": row.state,
+        "status": row.status,
+        "queue_id": row.queue_id,
+        "host": row.host,
+        "events": _events(row, happened),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else value
 
 
 def _unquoted(identifier: str) -> str:

@@ -13,7 +13,7 @@ import time
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 
-from ..protocol.errors import StoreError
+from ..protocol.errors import NoStoreError, StoreError
 from .database import Database
 from .schema import REVISION, REVISIONS, generation
 
@@ -36,7 +36,7 @@ def prepare(database: Database, readers: Engine, migrate: bool) -> None:
             return
         if not migrate:
             state = "has no schema" if found is None else f"has schema {found}, older than {REVISION}"
-            raise StoreError(f"store {database}: {state}; start mm4 serve once, it brings the store up to date")
+            raise NoStoreError(f"store {database}: {state}; start mm4 serve once, it brings the store up to date")
     _upgrade(database)
 
 
