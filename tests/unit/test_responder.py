@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from mm4.gateway.configfile import parse_config
+from mm4.gateway.routing import Router
 from mm4.postfix.lmtp import Envelope
 from mm4.postfix.postqueue import Postqueue
 from mm4.postfix.responder import Responder, received_ids
@@ -35,6 +37,24 @@ def message(
 ) -> Message:
     transactions = tuple(Transaction("T-1", "m-1", "+447700900109", recipient) for recipient in recipients)
     return Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4XyZ1", "gw", NOW, transactions, answer=answer)
+
+
+CONFIG = """\
+local:
+  domain: mms.test
+  system_address: system-user@mms.test
+  numbers: ["+4915110"]
+  clients: [127.0.0.1/32]
+  deliver_to: "{number}@mmsc.test"
+  next_hop: "[127.0.0.1]:2600"
+peers:
+  tyntec:
+    domains: [peer.test]
+    networks: [192.0.2.10/32]
+    next_hop: "[192.0.2.10]:25"
+routes:
+  - {prefix: "+", peer: tyntec}
+"""
 
 
 class FakeStore:
@@ -108,6 +128,10 @@ class FakeSubmitter:
         return f"Q{len(self.sent)}"
 
 
+def router_of(domain: str, text: str = CONFIG) -> Router:
+    return Router(parse_config(text.replace("mms.test", domain), "mm4.yaml"))
+
+
 class House:
     """A responder with everything around it faked."""
 
@@ -122,7 +146,7 @@ class House:
         self.responder = Responder(
             store=self.store,
             submitter=self.submitter,
-            local_domains=["MMS.test"],
+            router=router_of("MMS.test"),
             unclaimed=self.unclaimed,
             flush=self.flush,
             now=lambda: NOW,
@@ -410,7 +434,7 @@ def test_unclaimed_mail_that_cannot_be_kept_comes_again(tmp_path: Path) -> None:
 
 def test_a_reload_changes_what_is_local(tmp_path: Path) -> None:
     house = House(tmp_path, message())
-    house.responder.update(local_domains=["new.test."])
+    house.responder.update(router_of("new.test"))
     data = report(("x", "failed", "5.1.1"))
     run(lambda: check(house.give(f"{TOKEN}@new.test", f"{TOKEN}@mms.test", data=data, mail_from=""), [250, 250]))
     assert [call[0] for call in house.store.calls] == ["bounced"]

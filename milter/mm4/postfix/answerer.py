@@ -19,6 +19,7 @@ from pathlib import Path
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config
 from ..gateway.logline import logline
+from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
 from .control import say
@@ -84,7 +85,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     responder = Responder(
         store=store,
         submitter=submitter,
-        local_domains=[local.domain for local in config.local],
+        router=Router(config),
         unclaimed=state / "unclaimed",
         flush=Postqueue(folder),
         now=lambda: datetime.now(UTC),
@@ -107,7 +108,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             except Mm4Error as error:
                 say(error=str(error))
                 continue
-            responder.update(local_domains=[local.domain for local in config.local])
+            responder.update(Router(config))
             submitter.use(config)
             say(configured=True)
         if "drain" in command:
