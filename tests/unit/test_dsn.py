@@ -78,6 +78,7 @@ EXPECTED = Report(
     ),
     message_id="m-1@mms.example.test",
     transaction_id="T-1",
+    type="MM4_forward.REQ",
 )
 
 

@@ -73,6 +73,22 @@ class FakeStore:
         self._fault("message")
         return self.messages.get(token)
 
+    def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
+        return tuple(
+            message
+            for message in self.messages.values()
+            if message.direction is direction
+            and any(
+                t.transaction_id == transaction_id and message_id in (None, t.message_id) for t in message.transactions
+            )
+        )
+
+    def record(self, message: Message) -> Future[None]:
+        future = self._write("record", message.token)
+        if not future.exception():
+            self.messages[message.token] = message
+        return future
+
     def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
         return self._write("accepted", token, queue_id, change={"accepted_at": at})
 
@@ -113,11 +129,12 @@ class FakeStore:
 class FakeSubmitter:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, bytes]] = []
+        self.envelope_ids: list[str | None] = []
         self.failures = 0
         self.tries = 0
         self.gate: asyncio.Event | None = None
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
         self.tries += 1
         if self.gate is not None:
             await self.gate.wait()
@@ -125,6 +142,7 @@ class FakeSubmitter:
             self.failures -= 1
             raise SubmissionError("451 later")
         self.sent.append((mail_from, rcpt_to, message))
+        self.envelope_ids.append(envelope_id)
         return f"Q{len(self.sent)}"
 
 
@@ -159,6 +177,9 @@ class House:
 
     def bounce(self, action: str) -> None:
         self.counted[f"bounce {action}"] += 1
+
+    def notice(self, type: str, status: str) -> None:
+        self.counted[f"notice {type} {status}"] += 1
 
     async def flush(self, domain: str) -> None:
         self.flushed.append(domain)
@@ -198,6 +219,7 @@ def test_an_answer_that_is_due_goes_out_and_is_noted(tmp_path: Path, caplog: pyt
     house = House(tmp_path, message())
     run(lambda: check(house.give(to(TOKEN)), [250]))
     assert house.submitter.sent == [(RES.mail_from, RES.rcpt_to, RES.message)]
+    assert house.submitter.envelope_ids == [f"{TOKEN}.answer"]
     assert house.store.calls == [("answered", TOKEN, "Q1")]
     (line,) = caplog.messages
     assert line.startswith(

@@ -31,6 +31,7 @@ from .rewriting import (
     outward_edits,
     outward_sender,
     replacements,
+    success_wanted,
     system_sender,
 )
 from .routing import LOCAL, Router, Side
@@ -102,18 +103,16 @@ class _Decision:
     # -- what is it
 
     def _is_bounce(self) -> bool:
-        """A delivery status notification for us (RFC 3464), whoever made it: it goes to the responder as it is.
+        """A bounce for us, whoever made it: null sender, no MM4 of its own. It goes to the responder as it is.
 
-        One may come to a subscriber's number, when a peer's MTA bounces what we sent in his name.
+        One may come to a subscriber's number, when a peer's MTA bounces what we sent in his name. Most are delivery
+        status notifications (RFC 3464), some have a form of their own: the responder, which sees the body, tells.
         """
         if self.mail.mail_from or self.pdu.mm4:
             return False
-        ours = all(
+        return all(
             r.raw.strip("<>").rpartition("@")[2].lower() in self.router.own_domains for r in self.mail.recipients
         )
-        # From the lines themselves: what holds no MM4 header has no fields.
-        kind = next((h.value for h in self.mail.headers if h.name.lower() == "content-type"), b"")
-        return ours and unfold(kind).partition(b";")[0].strip().lower() == b"multipart/report"
 
     def _finding(self) -> tuple[str, str] | None:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
@@ -292,7 +291,10 @@ class _Decision:
             mail_from=sender,
             mail_from_parameters=parameters,
             deleted=tuple(r.raw for r in self.mail.recipients),
-            added=(*replacements(self.targets), commit_recipient(self.mail.token)),
+            added=(
+                *replacements(self.targets, success_wanted(self.pdu, self.side.peer)),
+                commit_recipient(self.mail.token),
+            ),
             edits=tuple(in_order(edits)),
             record=record,
         )

@@ -50,8 +50,8 @@ class _CurrentSubmitter:
             config.submit, config_directory=folder, address=(endpoint.host, endpoint.port) if endpoint else None
         )
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
-        return await self.inner.submit(mail_from, rcpt_to, message)
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
+        return await self.inner.submit(mail_from, rcpt_to, message, envelope_id)
 
 
 def main(responder_descriptor: int, maildir_descriptor: int) -> int:
@@ -89,6 +89,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         unclaimed=state / "unclaimed",
         flush=Postqueue(folder),
         now=lambda: datetime.now(UTC),
+        host=socket.gethostname(),
         counters=Counters(),
     )
     maildir = Maildir(state / "maildir")

@@ -17,7 +17,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from ..gateway.logline import logline
 from ..protocol.errors import Mm4Error, StoreError, SubmissionError
-from ..protocol.transaction import Message
+from ..protocol.transaction import Direction, Message
 
 __all__ = ["STORE_SECONDS", "SUBMIT_SECONDS", "Attempts", "Store", "Submitter"]
 
@@ -37,6 +37,12 @@ class Store(Protocol):
 
     def message(self, token: str) -> Message | None:
         """Read a message; may block, so it is called from a thread."""
+
+    def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
+        """Read the messages of which a returned copy may be one, newest first; may block."""
+
+    def record(self, message: Message) -> Future[None]:
+        """Keep a message of our own."""
 
     def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
         """Note that Postfix has the message."""
@@ -58,7 +64,7 @@ class Store(Protocol):
 class Submitter(Protocol):
     """What the responder needs of `mm4.postfix.submit.Submitter`."""
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
         """Hand a mail to Postfix and return the id that Postfix names; raises SubmissionError."""
 
 
@@ -102,11 +108,11 @@ class Attempts:
         """Wait for the store to write. Raises StoreError."""
         return await self._within(asyncio.wrap_future(future), "the store")
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
         """Hand a mail to Postfix; gives the id that Postfix names. Raises SubmissionError."""
         try:
             async with asyncio.timeout(self._submit_seconds):
-                return await self._submitter.submit(mail_from, rcpt_to, message)
+                return await self._submitter.submit(mail_from, rcpt_to, message, envelope_id)
         except TimeoutError:
             raise SubmissionError(f"to {rcpt_to}: not submitted in {self._submit_seconds:g} s") from None
 

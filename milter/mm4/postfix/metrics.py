@@ -41,8 +41,14 @@ ANSWERS = Counter(
     registry=None,
 )
 BOUNCES = Counter("mm4_bounces", "Delivery status notifications that came home, by action.", ("action",), registry=None)
+NOTICES = Counter(
+    "mm4_notices",
+    "What originators were told of deliveries by the gateway itself, by PDU type and status.",
+    ("type", "status"),
+    registry=None,
+)
 
-METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES)
+METRICS = (MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, NOTICES)
 
 
 class Counters:
@@ -66,6 +72,10 @@ class Counters:
     def bounce(self, action: str) -> None:
         """A delivery status notification came home."""
         BOUNCES.labels(action).inc()
+
+    def notice(self, type: str, status: str) -> None:
+        """An originator was told what became of his message."""
+        NOTICES.labels(type, status).inc()
 
 
 def expose(endpoint: Endpoint, folder: str) -> None:

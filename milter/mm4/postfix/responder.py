@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..gateway.logline import logline
-from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN
+from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN, answer_envelope
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error, Reply
 from ..protocol.transaction import Message
@@ -28,7 +28,7 @@ from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
 from .lmtp import Envelope, split_address
-from .maildir import store_in
+from .strays import Strays
 
 __all__ = ["Counters", "Flush", "Responder", "received_ids"]
 
@@ -82,7 +82,7 @@ def received_ids(data: bytes) -> list[str]:
 class Responder:
     """The LMTP handler for tokens, bounces and whatever else reaches local.domain.
 
-    `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC),
+    `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC), `host` our name,
     `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451.
     `start` and `stop` belong to one event loop; `deliver` works without them, but nothing is flushed then.
     """
@@ -96,6 +96,7 @@ class Responder:
         unclaimed: Path,
         flush: Flush,
         now: Callable[[], datetime],
+        host: str = "",
         counters: Counters | None = None,
         retry_seconds: float = 20.0,
         pause_seconds: float = 1.0,
@@ -110,9 +111,9 @@ class Responder:
             submit_seconds=submit_seconds,
             store_seconds=store_seconds,
         )
-        self._bounces = Bounces(self._attempts, router, now=now, counters=counters)
+        self._bounces = Bounces(self._attempts, router, now=now, host=host, counters=counters)
         self._store = store
-        self._unclaimed = unclaimed
+        self._strays = Strays(self._attempts, router, unclaimed)
         self._flush = flush
         self._now = now
         self._counters = counters
@@ -128,6 +129,7 @@ class Responder:
         """Take over what a reload may change."""
         self._local_domains = router.own_domains
         self._bounces.update(router)
+        self._strays.update(router)
 
     def start(self) -> None:
         """Flush what Postfix has deferred while nobody was here, and from now on after each failure."""
@@ -246,7 +248,9 @@ class Responder:
         submitted = self._submitted.get(token)
         if submitted is None:
             submitted = await self._attempts.retried(
-                lambda: self._attempts.submit(answer.mail_from, answer.rcpt_to, answer.message),
+                lambda: self._attempts.submit(
+                    answer.mail_from, answer.rcpt_to, answer.message, answer_envelope(token)
+                ),
                 deadline,
                 lambda: self._count_answer("retried"),
             )
@@ -267,14 +271,7 @@ class Responder:
     ) -> int:
         if await self._bounces.take(envelope, recipient, data, said, deadline):
             return logging.INFO
-        path = await self._attempts.retried(
-            lambda: self._attempts.asked(
-                "the Maildir of unclaimed mail", store_in, self._unclaimed, envelope.mail_from, recipient, data
-            ),
-            deadline,
-        )
-        said |= {"why": "unclaimed", "from": envelope.mail_from, "to": recipient, "file": path.name}
-        return logging.WARNING
+        return await self._strays.take(envelope, recipient, data, said, deadline)
 
     # --- flushing
 

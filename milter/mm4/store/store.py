@@ -22,6 +22,7 @@ from ..protocol.transaction import Direction, Message, Original
 from . import records, transitions
 from .database import Database
 from .records import clean
+from .returned import load_returned
 from .schema import transactions
 from .trace import trace
 from .upgrade import prepare
@@ -203,6 +204,17 @@ class Store:
         return self._read(
             lambda connection: records.load_originals(
                 connection, clean(message_id), direction, peer, None if recipient is None else clean(recipient)
+            )
+        )
+
+    def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
+        """Read the messages of which a returned copy with these ids (unquoted) may be one, newest first.
+
+        `direction` is that of the message; a RES went the other way than its message. At most `returned.MOST`.
+        """
+        return self._read(
+            lambda connection: load_returned(
+                connection, clean(transaction_id), None if message_id is None else clean(message_id), direction
             )
         )
 
