@@ -431,3 +431,14 @@ def test_what_a_report_says_and_where_a_message_came_from_are_kept(store: Store)
     assert found == message
     (traced,) = store.trace("m-1")
     assert (traced["report"], traced["originator"]) == ("Retrieved", SENDER)
+
+
+def test_what_a_bounce_returns_is_found_by_its_ids_newest_first(store: Store) -> None:
+    old = kept(store, outward())
+    new = kept(store, outward(transaction(ack_requested=True), transaction(recipient=SECOND)))
+    other = kept(store, outward(transaction(message_id="m-2")))
+    came = kept(store, mail())
+    assert [m.token for m in store.returned("t-1", "m-1", Direction.OUT)] == [new.token, old.token]
+    assert [m.token for m in store.returned("t-1", None, Direction.OUT)] == [other.token, new.token, old.token]
+    assert [m.token for m in store.returned("t-1", "m-1", Direction.IN)] == [came.token]
+    assert store.returned("t-2", None, Direction.OUT) == ()

@@ -214,8 +214,8 @@ class Submitter:
         """Hand one mail to Postfix and return the id that its 250 names ("" if it names none).
 
         Addresses are without brackets, `mail_from` "" is the null sender; `message` has CRLF line ends and
-        goes out as it is. `envelope_id` (letters, digits, dots) comes back as the ENVID of a bounce. By
-        `sendmail` the id returned is that of the maildrop file, which is not the later queue id; by `smtp` it
+        goes out as it is. `envelope_id` (letters, digits, dots) comes back as the ENVID of a bounce, by `smtp`
+        only: what goes through postdrop loses it (seen on 3.7). By `sendmail` the id returned is that of the maildrop file, which is not the later queue id; by `smtp` it
         is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still
         submit.
         """

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness import LOCAL, NORTH, SOUTH, Link, Mail, forward_req, new_ids, wait_for
+from mm4.postfix.settings import read_config
+from mm4.postfix.submit import Submitter
 
 pytestmark = pytest.mark.postfix
 
@@ -154,6 +158,26 @@ def test_an_ack_that_the_peer_bounces_later_comes_home_and_goes_to_nobody_else(l
     assert link.gateway.send(report, source=NORTH, mail_from="", rcpt=(answer.mail_from,)).code == 250
     assert "Mailbox full" in _answer_bounced(link, ids[1])["detail"]
     _only_the_answer(link, ids[0])
+
+
+def test_a_bounce_of_what_we_submit_by_smtp_brings_our_envid_back(link: Link) -> None:
+    link.north.reply_rcpt = "550 5.1.1 No such system"
+    unknown = secrets.token_hex(16) + ".answer"
+    mail = b"From: system-user@mms.gw.example\r\nSubject: x\r\n\r\n"
+    endpoint = read_config(link.gateway.config)[0].service.submit
+
+    async def submit() -> None:
+        submitter = Submitter("smtp", address=(endpoint.host, endpoint.port))
+        await submitter.submit("system-user@mms.gw.example", "a@mms.north.example.via-north.mm4.invalid", mail, unknown)
+        await submitter.close()
+
+    asyncio.run(submit())
+    (file,) = wait_for(link.gateway.unclaimed, "the bounce, whose token nobody knows")
+    link.gateway.quiet()
+    text = file.read_text()
+    file.unlink()
+    assert f"Original-Envelope-Id: {unknown}\n" in text
+    assert link.north.mails == []
 
 
 def _answer_bounced(link: Link, identifier: str) -> dict[str, str]:
