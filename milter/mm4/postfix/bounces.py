@@ -2,8 +2,9 @@
 
 Postfix's own come to the sender that we gave: a token, or a number or our system with the token in ENVID. Those of an
 MMSC or of a peer's mail system come to the same addresses later, without ENVID, which what went by sendmail lacks
-too: then the returned ids tell, and only the side that got the message may return it. A forward.REQ's fate is told its originator as `gateway/notices.py` says;
-bounces of answers, reports and notices are noted and counted, and nothing is ever sent because of them.
+too: then the returned ids tell, and only the side that got the message may return it. What became of a forward.REQ is
+told its originator as `gateway/notices.py` says; bounces of answers, reports and notices are noted and counted, and
+nothing is ever sent because of them.
 """
 
 from __future__ import annotations

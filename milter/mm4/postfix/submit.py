@@ -215,9 +215,9 @@ class Submitter:
 
         Addresses are without brackets, `mail_from` "" is the null sender; `message` has CRLF line ends and
         goes out as it is. `envelope_id` (letters, digits, dots) comes back as the ENVID of a bounce, by `smtp`
-        only: what goes through postdrop loses it (seen on 3.7). By `sendmail` the id returned is that of the maildrop file, which is not the later queue id; by `smtp` it
-        is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still
-        submit.
+        only: what goes through postdrop loses it (seen on 3.7). By `sendmail` the id that is returned is that
+        of the maildrop file, which is not the later queue id; by `smtp` it is the queue id. Raises
+        SubmissionError for whatever goes wrong. A call that is cancelled may still submit.
         """
         for text in (mail_from, rcpt_to):
             if not text.isascii() or not _ADDRESS.fullmatch(text):
