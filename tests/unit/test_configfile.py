@@ -135,6 +135,10 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body, tyntec; one of your own is the path of a file that ends in .yaml"),
     ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'verify' or 'secure', found 'always'"),
     ("    max_size", "    on_violation: shrug\n    max_size", 17, "peers.south.on_violation", "expects 'respond', 'reject' or 'monitor', found 'shrug'"),
+    ("    max_size", "    delivery_report: maybe\n    max_size", 17, "peers.south.delivery_report", "expects 'on_delivery', 'on_report' or 'off', found 'maybe'"),
+    ("  numbers: [", "  on_bounce: drop\n  numbers: [", 4, "local.on_bounce", "expects 'report', 'res' or 'off', found 'drop'"),
+    ("  numbers: [", "  relayed_status: Rejected\n  numbers: [", 4, "local.relayed_status", "expects 'Indeterminate', 'Forwarded' or 'Retrieved', found 'Rejected'"),
+    ("  numbers: [", "  postmaster_to: postmaster@mms.gw.example\n  numbers: [", 4, "local.postmaster_to", "mms.gw.example is a domain of ours: this mail would come back"),
     ("  numbers: [", "  region: XX\n  numbers: [", 4, "local.region", "'XX' is no ISO 3166 country with a numbering plan, for example DE"),
     # quantities
     ("max_size: 1MB", "max_size: 1000000", 17, "peers.south.max_size", "a size is a whole number with B, kB, MB or GB, for example 1MB (10^6 bytes on the wire)"),
@@ -227,6 +231,14 @@ def test_what_is_not_said_has_its_default() -> None:
     assert (config.submit, config.store) == ("sendmail", "sqlite:////var/lib/mm4/mm4.db")
     assert (config.service.listen.host, config.service.listen.port, config.service.workers) == ("192.0.2.9", 25, 3)
     assert config.service.metrics is None
+
+
+def test_off_is_a_word_here_and_no_boolean() -> None:
+    config = load(changed("    max_size", "    delivery_report: off\n    max_size"))
+    assert (config.peers["south"].delivery_report, config.peers["north"].delivery_report) == ("off", "on_report")
+    config = load(changed("  numbers: [", "  on_bounce: off\n  numbers: ["))
+    assert (config.home.on_bounce, load().home.on_bounce) == ("off", "report")
+    assert (load().home.relayed_status, load().home.postmaster_to) == ("Indeterminate", None)
 
 
 def test_local_is_one_mapping_or_a_list_of_identities() -> None:

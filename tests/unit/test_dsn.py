@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mm4.postfix.dsn import Recipient, Report, parse_report
+from mm4.postfix.dsn import Recipient, Report, parse_plain, parse_report
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -78,6 +78,7 @@ EXPECTED = Report(
     ),
     message_id="m-1@mms.example.test",
     transaction_id="T-1",
+    type="MM4_forward.REQ",
 )
 
 
@@ -168,3 +169,23 @@ def test_no_damaged_report_raises(data: st.DataObject) -> None:
 def test_deep_nesting_does_not_raise() -> None:
     head = b"".join(b"Content-Type: multipart/report; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(2000))
     parse_report(head + b"Content-Type: message/delivery-status\r\n\r\nAction: failed\r\n")
+
+
+def test_a_plain_bounce_is_its_words_and_the_ids_of_the_copy() -> None:
+    data = b"Subject: failure notice\n\nNo such\n mailbox.\n\n--- copy:\nX-MMS-Transaction-Id: \"T-1\"\nX-Mms-MM1-Message-Type: MM4_Forward.RES\n"
+    assert parse_plain(data) == Report(
+        None, (), transaction_id="T-1", type="MM4_forward.RES", text="No such mailbox. --- copy:"
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"Subject: x\n\nHello\n", b"X-Mms-Transaction-ID: T-1\n\nX-Mms-Transaction-ID: T-1\n", b"\xff" * 900]
+)
+def test_what_returns_no_pdu_is_no_plain_bounce(data: bytes) -> None:
+    assert parse_plain(data) is None
+
+
+@given(st.binary())
+def test_no_bytes_make_the_plain_reader_fail(data: bytes) -> None:
+    found = parse_plain(b"\r\n\r\n" + data + b"\nX-Mms-Transaction-ID:" + data)
+    assert found is not None

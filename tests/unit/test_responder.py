@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from mm4.gateway.configfile import parse_config
+from mm4.gateway.routing import Router
 from mm4.postfix.lmtp import Envelope
 from mm4.postfix.postqueue import Postqueue
 from mm4.postfix.responder import Responder, received_ids
 from mm4.protocol.errors import PostfixError, Reply, StoreError, SubmissionError
-from mm4.protocol.transaction import Answer, Direction, Message, Transaction
+from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -37,6 +39,24 @@ def message(
     return Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4XyZ1", "gw", NOW, transactions, answer=answer)
 
 
+CONFIG = """\
+local:
+  domain: mms.test
+  system_address: system-user@mms.test
+  numbers: ["+4915110"]
+  clients: [127.0.0.1/32]
+  deliver_to: "{number}@mmsc.test"
+  next_hop: "[127.0.0.1]:2600"
+peers:
+  tyntec:
+    domains: [peer.test]
+    networks: [192.0.2.10/32]
+    next_hop: "[192.0.2.10]:25"
+routes:
+  - {prefix: "+", peer: tyntec}
+"""
+
+
 class FakeStore:
     """The store's few methods in memory; `faults` names methods that fail, and how often."""
 
@@ -52,6 +72,22 @@ class FakeStore:
             self.release.wait(5)
         self._fault("message")
         return self.messages.get(token)
+
+    def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
+        return tuple(
+            message
+            for message in self.messages.values()
+            if message.direction is direction
+            and any(
+                t.transaction_id == transaction_id and message_id in (None, t.message_id) for t in message.transactions
+            )
+        )
+
+    def record(self, message: Message) -> Future[None]:
+        future = self._write("record", message.token)
+        if not future.exception():
+            self.messages[message.token] = message
+        return future
 
     def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
         return self._write("accepted", token, queue_id, change={"accepted_at": at})
@@ -93,11 +129,12 @@ class FakeStore:
 class FakeSubmitter:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, bytes]] = []
+        self.envelope_ids: list[str | None] = []
         self.failures = 0
         self.tries = 0
         self.gate: asyncio.Event | None = None
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
         self.tries += 1
         if self.gate is not None:
             await self.gate.wait()
@@ -105,7 +142,12 @@ class FakeSubmitter:
             self.failures -= 1
             raise SubmissionError("451 later")
         self.sent.append((mail_from, rcpt_to, message))
+        self.envelope_ids.append(envelope_id)
         return f"Q{len(self.sent)}"
+
+
+def router_of(domain: str, text: str = CONFIG) -> Router:
+    return Router(parse_config(text.replace("mms.test", domain), "mm4.yaml"))
 
 
 class House:
@@ -122,7 +164,7 @@ class House:
         self.responder = Responder(
             store=self.store,
             submitter=self.submitter,
-            local_domains=["MMS.test"],
+            router=router_of("MMS.test"),
             unclaimed=self.unclaimed,
             flush=self.flush,
             now=lambda: NOW,
@@ -135,6 +177,9 @@ class House:
 
     def bounce(self, action: str) -> None:
         self.counted[f"bounce {action}"] += 1
+
+    def notice(self, type: str, status: str) -> None:
+        self.counted[f"notice {type} {status}"] += 1
 
     async def flush(self, domain: str) -> None:
         self.flushed.append(domain)
@@ -174,6 +219,7 @@ def test_an_answer_that_is_due_goes_out_and_is_noted(tmp_path: Path, caplog: pyt
     house = House(tmp_path, message())
     run(lambda: check(house.give(to(TOKEN)), [250]))
     assert house.submitter.sent == [(RES.mail_from, RES.rcpt_to, RES.message)]
+    assert house.submitter.envelope_ids == [f"{TOKEN}.answer"]
     assert house.store.calls == [("answered", TOKEN, "Q1")]
     (line,) = caplog.messages
     assert line.startswith(
@@ -410,11 +456,168 @@ def test_unclaimed_mail_that_cannot_be_kept_comes_again(tmp_path: Path) -> None:
 
 def test_a_reload_changes_what_is_local(tmp_path: Path) -> None:
     house = House(tmp_path, message())
-    house.responder.update(local_domains=["new.test."])
+    house.responder.update(router_of("new.test"))
     data = report(("x", "failed", "5.1.1"))
     run(lambda: check(house.give(f"{TOKEN}@new.test", f"{TOKEN}@mms.test", data=data, mail_from=""), [250, 250]))
     assert [call[0] for call in house.store.calls] == ["bounced"]
     assert len(house.kept()) == 1
+
+
+# --- what a bounce sets off
+
+THEIRS, OURS = "+447700900101", "+491511000001"
+
+
+def sent(token: str = TOKEN, *, type: str = "MM4_forward.REQ", answer: Answer | None = None) -> Message:
+    transaction = Transaction("T-1", "m-1", OURS, THEIRS, State.WAITING, ack_requested=True, delivery_report=True)
+    return Message(token, Direction.OUT, "tyntec", type, "4XyZ1", "gw", NOW, (transaction,), answer=answer, source="local")
+
+
+def returned(type: str = "MM4_forward.REQ", client: str | None = "192.0.2.10", header: str = "X-Mms-Message-Type") -> bytes:
+    """A bounce without ENVID, as another mail system makes it, brought in by a client."""
+    data = report((f"{THEIRS}/TYPE=PLMN@peer.test", "failed", "5.1.1"), envelope_id=None)
+    data = data.replace(b"X-Mms-Message-ID: m-1", f'X-Mms-Message-ID: "m-1"\r\nX-Mms-Transaction-ID: T-1\r\n{header}: {type}'.encode())
+    if client is not None:
+        data = data.replace(b"by gw (Postfix)", f"from mx.test (unknown [{client}])\r\n\tby gw (Postfix)".encode())
+    return data
+
+
+def words(house: House) -> list[str]:
+    return [call[0] if call[0] != "event" else f"event {call[2]}" for call in house.store.calls]
+
+
+def test_a_failed_message_is_told_its_originator_once_however_often_it_is_reported(tmp_path: Path) -> None:
+    house = House(tmp_path, sent())
+    data = report((f"{THEIRS}/TYPE=PLMN@peer.test.via-tyntec.mm4.invalid", "failed", "5.1.1"))
+
+    async def body() -> None:
+        await asyncio.gather(*(house.give(f"{OURS}/TYPE=PLMN@mms.test", data=data, mail_from="") for _ in range(3)))
+
+    run(body)
+    ((mail_from, rcpt_to, told),) = house.submitter.sent
+    (token,) = house.submitter.envelope_ids
+    assert (mail_from, rcpt_to) == (f"{token}@mms.test", f"{OURS}@mmsc.test")
+    assert b"X-Mms-MM-Status-Code: Rejected\r\n" in told
+    assert sorted(words(house)) == ["accepted", "bounced", "bounced", "bounced", "record"]
+    assert house.counted["notice MM4_delivery_report.REQ Rejected"] == 1
+    assert house.kept() == []
+
+
+def test_a_notice_that_cannot_be_submitted_comes_again_the_same(tmp_path: Path) -> None:
+    house = House(tmp_path, sent(), retry_seconds=0.03)
+    house.submitter.failures = 1000
+    data = report((f"{THEIRS}/TYPE=PLMN@peer.test", "failed", "5.1.1"))
+
+    async def body() -> None:
+        await check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [451])
+        house.submitter.failures = 0
+        await check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250])
+
+    run(body)
+    assert len(house.submitter.sent) == 1
+    assert words(house).count("record") == 1
+
+
+def test_a_bounce_of_a_notice_is_only_noted(tmp_path: Path) -> None:
+    house = House(tmp_path, sent())
+    data = report((f"{THEIRS}/TYPE=PLMN@peer.test", "failed", "5.1.1"))
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    (token,) = house.submitter.envelope_ids
+    data = report((f"{OURS}@mmsc.test", "failed", "5.1.1"), envelope_id=token)
+    run(lambda: check(house.give(f"{token}@mms.test", data=data, mail_from=""), [250]))
+    assert len(house.submitter.sent) == 1
+    assert house.store.calls[-1][:4] == ("bounced", token, OURS, "5.1.1")
+
+
+def test_an_id_that_cannot_be_written_is_noted_and_told_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = dataclasses.replace(sent(), transactions=(dataclasses.replace(sent().transactions[0], message_id=""),))
+    house = House(tmp_path, broken)
+    data = report((f"{THEIRS}/TYPE=PLMN@peer.test", "failed", "5.1.1"))
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    assert words(house) == ["bounced"]
+    assert "the originator cannot be told" in caplog.text
+
+
+def test_a_bounce_of_our_answer_is_an_event_on_the_message_that_it_answers(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    data = report(("system@peer.test.via-tyntec.mm4.invalid", "failed", "5.1.1"), envelope_id=f"{TOKEN}.answer")
+    run(lambda: check(house.give("system-user@mms.test", data=data, mail_from=""), [250]))
+    detail = "MM4_forward.RES to system@peer.test 5.1.1 smtp; no"
+    assert house.store.calls == [("event", TOKEN, "answer bounced", "DSN1", detail)]
+    assert house.counted == {"bounce failed": 1}
+    assert house.kept() == []
+
+
+@pytest.mark.parametrize("client", ["192.0.2.10", None])
+@pytest.mark.parametrize("header", ["X-Mms-Message-Type", "X-Mms-MM1-Message-Type"])
+def test_a_bounce_without_envid_is_known_by_the_ids_that_it_returns(
+    tmp_path: Path, client: str | None, header: str
+) -> None:
+    house = House(tmp_path, sent(), message(OTHER))
+    data = returned(client=client, header=header)
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    assert words(house) == ["bounced", "record", "accepted"]
+    assert house.store.calls[0][1] == TOKEN
+
+
+def test_a_returned_answer_is_that_of_the_message_that_came_in(tmp_path: Path) -> None:
+    house = House(tmp_path, sent(), message(OTHER))
+    data = returned("MM4_forward.RES")
+    run(lambda: check(house.give("system-user@mms.test", data=data, mail_from=""), [250]))
+    assert [call[:3] for call in house.store.calls] == [("event", OTHER, "answer bounced")]
+
+
+@pytest.mark.parametrize("client", ["192.0.2.99", "127.0.0.1"])
+def test_who_did_not_get_a_message_cannot_bounce_it(tmp_path: Path, client: str) -> None:
+    house = House(tmp_path, sent())
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=returned(client=client), mail_from=""), [250]))
+    assert house.store.calls == []
+    assert len(house.kept()) == 1
+
+
+@pytest.mark.parametrize("type", ["MM4_read_reply_report.REQ", "nonsense"])
+def test_a_copy_of_another_kind_is_no_bounce_of_it(tmp_path: Path, type: str) -> None:
+    house = House(tmp_path, sent())
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=returned(type), mail_from=""), [250]))
+    assert house.store.calls == []
+
+
+def test_a_plain_bounce_is_about_the_recipients_that_it_names(tmp_path: Path) -> None:
+    two = tuple(Transaction("T-1", "m-1", OURS, number, delivery_report=True) for number in (THEIRS, "+447700900102"))
+    house = House(tmp_path, dataclasses.replace(sent(), transactions=two))
+    data = (
+        b"Received: from mx.test (unknown [192.0.2.10])\r\n\tby gw (Postfix) id DSN1\r\nSubject: failure notice\r\n\r\n"
+        b"<+447700900102@peer.test>: no mailbox by that name (#5.1.1)\r\n\r\n"
+        b"> X-Mms-Message-Type: MM4_forward.REQ\r\n> X-Mms-Transaction-ID: T-1\r\n> X-Mms-Message-ID: m-1\r\n"
+    )
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    assert words(house) == ["bounced", "record", "accepted"]
+    assert house.store.calls[0][2:4] == ("+447700900102", "5.1.1")
+
+
+POSTMASTER = CONFIG.replace("  numbers", "  postmaster_to: postmaster@office.test\n  numbers")
+
+
+def test_mail_that_is_none_of_ours_goes_to_the_postmaster_from_nobody_once(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.responder.update(router_of("mms.test", POSTMASTER))
+    run(lambda: check(house.give("a@mms.test"), [250]))
+    mail = b"Delivered-To: a@mms.test\r\n" + BODY
+    assert house.submitter.sent == [("", "postmaster@office.test", mail)]
+    run(lambda: check(house.give("a@mms.test", data=b"Received: x\r\n" + mail), [250]))
+    assert len(house.submitter.sent) == 1
+    assert len(house.kept()) == 1
+
+
+def test_mail_that_the_postmaster_cannot_get_now_comes_again(tmp_path: Path) -> None:
+    house = House(tmp_path, retry_seconds=0.03)
+    house.responder.update(router_of("mms.test", POSTMASTER))
+    house.submitter.failures = 1000
+    run(lambda: check(house.give("a@mms.test"), [451]))
+    house.submitter.failures = 0
+    run(lambda: check(house.give("a@mms.test"), [250]))
+    assert len(house.submitter.sent) == 1
+    assert house.kept() == []
 
 
 # --- flushing

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from mm4.gateway.configfile import parse_config
+from mm4.gateway.routing import Router
 from mm4.postfix.lmtp import Envelope
 from mm4.postfix.responder import TOKEN_BYTES, Responder
 from mm4.postfix.spool import Spool
@@ -33,6 +35,19 @@ def outward(**values: Any) -> Message:
     return Message(**{"token": TOKEN, "type": "MM4_forward.REQ", "queue_id": "4XyZ1", "host": "gw", "recorded_at": NOW, **standard, **values})
 
 
+def router(*retried: str) -> Router:
+    """A gateway with these peers, to whom messages are sent again."""
+    peers = "".join(
+        f"  {name}: {{domains: [mms.{name}.example], networks: [192.0.2.{i}/32], next_hop: '[192.0.2.{i}]:25', ack: {{retry: 2}}}}\n"
+        for i, name in enumerate(retried, 1)
+    )
+    text = (
+        "local: {domain: mms.gw.example, system_address: system-user@mms.gw.example, numbers: ['+491511']}\n"
+        + (f"peers:\n{peers}" if peers else "")
+    )
+    return Router(parse_config(text, "mm4.yaml"))
+
+
 class House:
     """A responder and what it writes, in the order in which it does."""
 
@@ -43,8 +58,8 @@ class House:
         self.spool = Spool(tmp_path / "spool", quota)
         self.spool.open()
         self.responder = Responder(
-            store=self, submitter=self, local_domains=["mms.gw.example"], unclaimed=tmp_path / "unclaimed", flush=self.flush,
-            now=lambda: NOW, counters=self, spool=self.spool, retried=retried, retry_seconds=0.1, pause_seconds=0.01,
+            store=self, submitter=self, router=router(*retried), unclaimed=tmp_path / "unclaimed", flush=self.flush,
+            now=lambda: NOW, counters=self, spool=self.spool, retry_seconds=0.1, pause_seconds=0.01,
         )  # fmt: skip
 
     def message(self, token: str) -> Message | None:
@@ -62,7 +77,7 @@ class House:
         future.set_result(True)
         return future
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
         self.steps.append(f"submitted, {len(self.spool.tokens())} copies")
         return "4B"
 
@@ -147,7 +162,7 @@ def test_what_was_cut_by_a_reload_between_is_no_copy(tmp_path: Path) -> None:
     house = House(tmp_path, outward(), retried=())
     envelope = Envelope(SENDER, [f"{TOKEN}@responder.mm4.invalid"], len(TOP + REQ))
     wanted = house.responder.wanted(envelope)
-    house.responder.update(local_domains=["mms.gw.example"], retried=["north"])
+    house.responder.update(router("north"))
     (reply,) = asyncio.run(house.responder.deliver(envelope, (TOP + REQ)[:wanted]))
     assert reply.code == 250
     assert house.spool.tokens() == []

@@ -475,3 +475,14 @@ def test_a_late_answer_counts_and_is_called_late(store: Store, state: State) -> 
     assert found.transactions[0].due_at is None, "nothing is awaited any more"
     receive(store)
     assert whats(store, "m-1")[-1] == "repeated answer"
+
+
+def test_what_a_bounce_returns_is_found_by_its_ids_newest_first(store: Store) -> None:
+    old = kept(store, outward())
+    new = kept(store, outward(transaction(ack_requested=True), transaction(recipient=SECOND)))
+    other = kept(store, outward(transaction(message_id="m-2")))
+    came = kept(store, mail())
+    assert [m.token for m in store.returned("t-1", "m-1", Direction.OUT)] == [new.token, old.token]
+    assert [m.token for m in store.returned("t-1", None, Direction.OUT)] == [other.token, new.token, old.token]
+    assert [m.token for m in store.returned("t-1", "m-1", Direction.IN)] == [came.token]
+    assert store.returned("t-2", None, Direction.OUT) == ()

@@ -100,6 +100,16 @@ def test_smtp_carries_the_bytes_and_gives_the_queue_id() -> None:
     run(body)
 
 
+def test_a_server_without_dsn_is_not_given_an_envid() -> None:
+    async def body() -> None:
+        async with Net() as net:  # answers 555 to a parameter that it does not offer
+            submitter = Submitter("smtp", address=net.address)
+            assert await submitter.submit("", "a@b.test", MESSAGE, "0123456789abcdef.answer") == "4Q1"
+            await submitter.close()
+
+    run(body)
+
+
 def test_sessions_are_a_small_pool_and_are_recycled() -> None:
     async def body() -> None:
         async with Net() as net:

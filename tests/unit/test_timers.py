@@ -55,14 +55,14 @@ class House:
             counters=self, told=self.told, **{"interval": 0.01, "sweep": 0.01, **options},
         )  # fmt: skip
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = "") -> str:
+    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None) -> str:
         if self.gate is not None:
             await self.gate.wait()
         if self.failures:
             self.failures -= 1
             raise SubmissionError("451 later")
         assert message == COPY
-        self.sent.append((mail_from, rcpt_to, mail_parameters, rcpt_parameters))
+        self.sent.append((mail_from, rcpt_to, envelope_id, notify))
         return f"4B{len(self.sent)}"
 
     async def told(self, message: Message, transaction: Transaction, reason: str) -> None:
@@ -171,7 +171,7 @@ def test_a_copy_is_sent_as_the_first_time_and_the_next_look_is_later(tmp_path: P
 
     house.run(body)
     becomes = f"{NUMBER}/TYPE=PLMN@mms.north.example.via-north.mm4.invalid"
-    assert house.sent == [(SENDER, becomes, f"RET=HDRS ENVID={token}", "NOTIFY=FAILURE")]
+    assert house.sent == [(SENDER, becomes, token, "FAILURE")]
     message = store.message(token)
     assert message is not None
     assert message.transactions[0].due_at == house.now + timedelta(minutes=20)

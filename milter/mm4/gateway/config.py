@@ -137,6 +137,8 @@ Prefix = Annotated[Text, AfterValidator(_prefix)]
 NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
 NextHop = Annotated[Text, AfterValidator(_hop)]
 StoreUrl = Annotated[Text, AfterValidator(_store)]
+# YAML reads the plain word off as false, which is what somebody who writes it here means.
+_OFF = BeforeValidator(lambda value: "off" if value is False else value)
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 
@@ -204,6 +206,22 @@ class Local(_Section):
         None,
         description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
         "Maildirs below the state folder, one a number.",
+    )
+
+    on_bounce: Annotated[Literal["report", "res", "off"], _OFF] = Field(
+        "report",
+        description="What our side hears of a message of its own that could not be delivered: a delivery report where "
+        "the originator asked for one, an error RES where the MMSC asked for an ack, or nothing (mm4 trace shows it).",
+    )
+    relayed_status: Literal["Indeterminate", "Forwarded", "Retrieved"] = Field(
+        "Indeterminate",
+        description="What a peer with `delivery_report: on_delivery` is told of a message that the MMSC took: "
+        "Retrieved only if handing over is delivery.",
+    )
+    postmaster_to: SystemAddress | None = Field(
+        None,
+        description="Who gets mail to `domain` that is neither MM4 nor a bounce of ours; in any domain but ours. Left "
+        "out: the Maildir `unclaimed` below the state folder.",
     )
 
     @field_validator("region")
@@ -295,6 +313,11 @@ class Peer(_Section):
         "log", description="Whether an envelope sender outside `domains` is refused (strict) or let pass."
     )
     transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
+    delivery_report: Annotated[Literal["on_delivery", "on_report", "off"], _OFF] = Field(
+        "on_report",
+        description="Who tells this peer that its message was delivered, where it asked: the gateway on delivery or "
+        "failure, the MMSC by its own report, or nobody.",
+    )
     answers: Literal["gateway", "mmsc"] = Field(
         "gateway",
         description="Who answers this peer's REQs: the gateway, as soon as Postfix has them, or the MMSC, whose own "
@@ -496,6 +519,12 @@ def _domains(config: Config) -> list[str]:
         _at("local", i, "deliver_to") + f"{domain_of(local.deliver_to)} is a domain of ours: bounces come home by it"
         for i, local in enumerate(config.local)
         if local.deliver_to and domain_of(local.deliver_to) in ours
+    ]
+    problems += [
+        _at("local", i, "postmaster_to")
+        + f"{domain_of(local.postmaster_to)} is a domain of ours: this mail would come back; name a mailbox elsewhere"
+        for i, local in enumerate(config.local)
+        if local.postmaster_to and domain_of(local.postmaster_to) in ours
     ]
     for name, peer in config.peers.items():
         problems += [

@@ -34,6 +34,7 @@ from .rewriting import (
     outward_edits,
     outward_sender,
     replacements,
+    success_wanted,
     system_sender,
 )
 from .routing import LOCAL, Router, Side
@@ -105,18 +106,16 @@ class _Decision:
     # -- what is it
 
     def _is_bounce(self) -> bool:
-        """A delivery status notification for us (RFC 3464), whoever made it: it goes to the responder as it is.
+        """A bounce for us, whoever made it: null sender, no MM4 of its own. It goes to the responder as it is.
 
-        One may come to a subscriber's number, when a peer's MTA bounces what we sent in his name.
+        One may come to a subscriber's number, when a peer's MTA bounces what we sent in his name. Most are delivery
+        status notifications (RFC 3464), some have a form of their own: the responder, which sees the body, tells.
         """
         if self.mail.mail_from or self.pdu.mm4:
             return False
-        ours = all(
+        return all(
             r.raw.strip("<>").rpartition("@")[2].lower() in self.router.own_domains for r in self.mail.recipients
         )
-        # From the lines themselves: what holds no MM4 header has no fields.
-        kind = next((h.value for h in self.mail.headers if h.name.lower() == "content-type"), b"")
-        return ours and unfold(kind).partition(b";")[0].strip().lower() == b"multipart/report"
 
     def _finding(self) -> tuple[str, str] | None:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
@@ -260,9 +259,12 @@ class _Decision:
                 answer = self._answer("Ok", None, rcpt_to)
             elif not self.monitor:
                 return self._refuse(NO_RES_ADDRESS, DENIED, "X-Mms-Originator-System is outside the peer's domains")
-        unasked = self.report is not None and not (self.original and self.report.wanted(self.original))
-        if unasked and (target.side != LOCAL or self.side.peer is None):
-            return self._suppressed(target.side, answer)
+        if self.report is not None and (target.side != LOCAL or self.side.peer is None):
+            if not (self.original and self.report.wanted(self.original)):
+                return self._suppressed(target.side, answer, "the originator did not ask for this report")
+            peer = self.router.config.peers.get(target.side)
+            if self.report.asked == "delivery_report" and peer is not None and peer.delivery_report == "off":
+                return self._suppressed(target.side, answer, "this peer gets no delivery reports")
         try:
             verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
         except ProtocolError as error:
@@ -271,25 +273,26 @@ class _Decision:
                 return self._violation(CORRUPT, str(error))
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
         assert verdict.record is not None
-        held = self._held_back(target.side, answer)
-        if held is not None:
-            record = replace(verdict.record, answer=held[0], reply_to=held[1])
-            return replace(verdict, record=record, status="Ok")
+        held, reply_to = self._held_back(target.side, answer)
+        if reply_to is not None:
+            return replace(verdict, record=replace(verdict.record, answer=held, reply_to=reply_to), status="Ok")
         return replace(
             verdict, record=replace(verdict.record, answer=answer), answers=(answer,) if answer else (), status="Ok"
         )
 
-    def _held_back(self, target: str, answer: Answer | None) -> tuple[Answer, str] | None:
+    def _held_back(self, target: str, answer: Answer | None) -> tuple[Answer | None, str | None]:
         """The RES to this REQ that waits for another's word, and where it will go; None where the gateway answers.
 
         Inward that is the MMSC's, where it answers this peer itself; outward the peer's, where our MMSC asked for it.
+        Where our MMSC asked and the gateway answers, only the address: a bounce may have to be told there.
         """
         if self.side.peer is not None:
             waits = answer is not None and self.side.peer.answers == "mmsc" and target == LOCAL
-            return (answer, strip_via(answer.rcpt_to)) if answer is not None and waits else None
+            return (answer, strip_via(answer.rcpt_to)) if answer is not None and waits else (None, None)
         peer = self.router.config.peers.get(target)
-        reply_to = mmsc_address(self.pdu, self.local) if peer is not None and peer.answers == "mmsc" else None
-        return (self._answer("Ok", None, reply_to), reply_to) if reply_to else None
+        reply_to = mmsc_address(self.pdu, self.local) if peer is not None else None
+        waits = reply_to is not None and peer is not None and peer.answers == "mmsc"
+        return self._answer("Ok", None, reply_to) if reply_to is not None and waits else None, reply_to
 
     def _inward(self) -> Verdict:
         served = self.router.serves(_number(self.targets[0]))
@@ -321,12 +324,11 @@ class _Decision:
         record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
         return self._accept(sender, parameters, edits, record)
 
-    def _suppressed(self, name: str, answer: Answer | None) -> Verdict:
-        """A report that the originator had not asked for: kept, answered where an ack was asked for, and not sent."""
+    def _suppressed(self, name: str, answer: Answer | None, reason: str) -> Verdict:
+        """A report that nobody is to get: kept, answered where an ack was asked for, and not sent."""
         direction = Direction.IN if name == LOCAL else Direction.OUT
         record = self._record(direction, name, State.SUPPRESSED, None, ack_requested=False)
         record = replace(record, answer=answer)
-        reason = "the originator did not ask for this report"
         if answer is None:
             return Verdict(Action.DISCARD, ENDED, self.direction, self.pdu, status="Ok", reason=reason, record=record)
         return Verdict(
@@ -351,7 +353,10 @@ class _Decision:
             mail_from=sender,
             mail_from_parameters=parameters,
             deleted=tuple(r.raw for r in self.mail.recipients),
-            added=(*replacements(self.targets), commit_recipient(self.mail.token)),
+            added=(
+                *replacements(self.targets, success_wanted(self.pdu, self.side.peer)),
+                commit_recipient(self.mail.token),
+            ),
             targets=self.targets,
             edits=tuple(in_order(edits)),
             record=record,

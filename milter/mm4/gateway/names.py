@@ -17,6 +17,7 @@ __all__ = [
     "PRIVATE_DOMAIN",
     "RESPONDER_DOMAIN",
     "TOKEN",
+    "answer_envelope",
     "is_private",
     "public_name",
     "strip_via",
@@ -36,6 +37,11 @@ _VIA = re.compile(r"\.via-([a-z][a-z0-9-]{0,29})\.mm4\.invalid\Z", re.IGNORECASE
 def public_name(token: str, purpose: str) -> str:
     """A name that follows from a token and does not tell it: tokens stay inside, ids made of them go out."""
     return hashlib.sha256(f"{purpose}:{token}".encode()).hexdigest()[:32]
+
+
+def answer_envelope(token: str) -> str:
+    """The ENVID of the RES to the message with this token: its bounce tells itself from one of the message."""
+    return f"{token}.answer"
 
 
 def via(address: str, peer: str) -> str:

@@ -22,6 +22,7 @@ from ..protocol.writer import Verbatim, write_value
 from .config import Local, Peer
 from .edits import MAX_CHANGED, Edit
 from .names import RESPONDER_DOMAIN, public_name
+from .routing import LOCAL
 from .verdict import Recipient
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "outward_edits",
     "outward_sender",
     "replacements",
+    "success_wanted",
     "system_sender",
 ]
 
@@ -56,10 +58,26 @@ def commit_recipient(token: str) -> tuple[str, str]:
     return f"{token}@{RESPONDER_DOMAIN}", "NOTIFY=NEVER"
 
 
-def replacements(recipients: tuple[Recipient, ...]) -> tuple[tuple[str, str], ...]:
-    """What the accepted recipients become, each once, with its ESMTP parameters."""
-    becomes = dict.fromkeys(r.destination.becomes for r in recipients if r.destination and r.destination.becomes)
-    return tuple((address, "NOTIFY=FAILURE") for address in becomes if address)
+def success_wanted(pdu: Pdu, peer: Peer | None) -> bool:
+    """Whether Postfix shall tell us that a message of this peer was delivered: we report it, and it was asked for."""
+    if peer is None or peer.delivery_report != "on_delivery" or pdu.type != "MM4_forward.REQ":
+        return False
+    return bool(pdu.get("delivery_report") or pdu.get("originator_rs_report"))
+
+
+def replacements(recipients: tuple[Recipient, ...], success: bool = False) -> tuple[tuple[str, str], ...]:
+    """What the accepted recipients become, each once, with its ESMTP parameters.
+
+    Each says explicitly what is to be told of it, for the command filter asked for everything. `success`: of a
+    delivery on our own side too. A peer's next hop tells of no success: it has its own reports.
+    """
+    becomes: dict[str, str] = {}
+    for recipient in recipients:
+        destination = recipient.destination
+        if destination and destination.becomes:
+            told = "SUCCESS,FAILURE" if success and destination.side == LOCAL else "FAILURE"
+            becomes.setdefault(destination.becomes, f"NOTIFY={told}")
+    return tuple(becomes.items())
 
 
 def inward_sender(local: Local, token: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from typing import Literal
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config
 from ..gateway.logline import logline
+from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
 from .cdr import start_cdr_writer
@@ -63,9 +64,9 @@ class _CurrentSubmitter:
         )
 
     async def submit(
-        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+        self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None
     ) -> str:
-        return await self.inner.submit(mail_from, rcpt_to, message, mail_parameters, rcpt_parameters)
+        return await self.inner.submit(mail_from, rcpt_to, message, envelope_id, notify)
 
 
 def main(responder_descriptor: int, maildir_descriptor: int) -> int:
@@ -106,13 +107,13 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     responder = Responder(
         store=store,
         submitter=submitter,
-        local_domains=[local.domain for local in config.local],
+        router=Router(config),
         unclaimed=state / "unclaimed",
         flush=Postqueue(folder),
         now=lambda: datetime.now(UTC),
+        host=command["host"],
         counters=counters,
         spool=spool,
-        retried=_retried(config),
     )
     timers = Timers(
         store=store,
@@ -122,6 +123,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         host=command["host"],
         now=lambda: datetime.now(UTC),
         counters=counters,
+        told=responder.gave_up,
     )
     maildir = Maildir(state / "maildir")
     servers = [
@@ -142,7 +144,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             except Mm4Error as error:
                 say(error=str(error))
                 continue
-            responder.update(local_domains=[local.domain for local in config.local], retried=_retried(config))
+            responder.update(Router(config))
             timers.update(config)
             submitter.use(config)
             copier.use(config)
@@ -160,10 +162,6 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     maildir.close()
     store.close()
     os._exit(0)  # a thread that hangs in a dead sendmail or disk must not keep us
-
-
-def _retried(config: Config) -> list[str]:
-    return [name for name, retry in config.retries.items() if retry.limit]
 
 
 def _listener(descriptor: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Delivery status notifications (RFC 3464) as values: who failed, how, and which PDU it was.
+"""Bounces as values: who failed, how, and which PDU it was; delivery status notifications (RFC 3464) and plain ones.
 
 Postfix's own bounces and those of an MMSC or a peer's mail system come in here. Reading is tolerant and
 never raises: what cannot be read as a report is None, and the caller keeps the mail. One report may hold
@@ -10,18 +10,25 @@ from __future__ import annotations
 import email
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email import policy
 from email.message import Message
 
 from ..gateway.names import strip_via
+from ..protocol.dialect import builtin, read_type
 
-__all__ = ["Recipient", "Report", "parse_report"]
+__all__ = ["Recipient", "Report", "parse_plain", "parse_report"]
 
 log = logging.getLogger("mm4.dsn")
 
 _BLANK_LINES = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")
+_TYPE_HEADERS = tuple(name.lower() for name in builtin("3gpp").fields["message_type"].headers)
+_PLAIN_LINE = {
+    # Within the body, quoted or indented as some systems do it.
+    name: re.compile(rb"^[> \t]*" + name.encode() + rb"[ \t]*:([^\n]*)", re.IGNORECASE | re.MULTILINE)
+    for name in ("x-mms-transaction-id", "x-mms-message-id", *_TYPE_HEADERS)
+}
 _STATUS_TYPES = ("message/delivery-status", "message/global-delivery-status")  # the second: RFC 6533
 _RETURNED_TYPES = (
     "message/rfc822",
@@ -52,13 +59,16 @@ class Report:
     """A delivery status notification. What is absent is None.
 
     `envelope_id` is Original-Envelope-Id as written, `message_id` and `transaction_id` are the X-Mms ids of
-    the returned headers, unquoted.
+    the returned headers, unquoted, `type` is the returned PDU's by its 3GPP name. A plain bounce has no groups but
+    `text`, what it says in front of the returned copy.
     """
 
     envelope_id: str | None
     recipients: tuple[Recipient, ...]
     message_id: str | None = None
     transaction_id: str | None = None
+    type: str | None = None
+    text: str | None = None
 
 
 def parse_report(data: bytes) -> Report | None:
@@ -70,6 +80,27 @@ def parse_report(data: bytes) -> Report | None:
         # changes with Python's version. The caller keeps a mail that it cannot read.
         log.warning("a report of %d bytes cannot be read", len(data), exc_info=True)
         return None
+
+
+def parse_plain(data: bytes) -> Report | None:
+    """Read a mail as a bounce without groups (qmail's, or an old system's): words, and below them a copy of the PDU.
+
+    None: no header of a PDU with a transaction id stands in its body. Never raises.
+    """
+    head, _, body = data.replace(b"\r\n", b"\n").partition(b"\n\n")
+    lines = {name: _PLAIN_LINE[name].search(body) for name in _PLAIN_LINE}
+    copied = [match for match in lines.values() if match]
+    if lines["x-mms-transaction-id"] is None or _PLAIN_LINE["x-mms-transaction-id"].search(head):
+        return None
+    said = {name: match and _text(match[1].decode("utf-8", "surrogateescape")) for name, match in lines.items()}
+    return Report(
+        envelope_id=None,
+        recipients=(),
+        message_id=_unquoted(said["x-mms-message-id"]),
+        transaction_id=_unquoted(said["x-mms-transaction-id"]),
+        type=_type(said),
+        text=_text(body[: min(match.start() for match in copied)].decode("utf-8", "surrogateescape")),
+    )
 
 
 def _parse(data: bytes) -> Report | None:
@@ -94,6 +125,7 @@ def _parse(data: bytes) -> Report | None:
         recipients=recipients,
         message_id=_unquoted(headers.get("x-mms-message-id")),
         transaction_id=_unquoted(headers.get("x-mms-transaction-id")),
+        type=_type(headers),
     )
 
 
@@ -161,6 +193,12 @@ def _recipient(block: dict[str, str]) -> Recipient:
         status=status[0] if status else "",
         diagnostic=block.get("diagnostic-code", ""),
     )
+
+
+def _type(headers: Mapping[str, str | None]) -> str | None:
+    """The 3GPP name of the returned PDU, under whichever dialect's header it stands."""
+    written = next((headers[name] for name in _TYPE_HEADERS if headers.get(name)), None)
+    return read_type(written, builtin("3gpp")) if written else None
 
 
 def _unquoted(value: str | None) -> str | None:

@@ -60,8 +60,15 @@ COPIES = Counter(
     registry=None,
 )
 
+NOTICES = Counter(
+    "mm4_notices",
+    "What originators were told of deliveries by the gateway itself, by PDU type and status.",
+    ("type", "status"),
+    registry=None,
+)
+
 METRICS = (
-    MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES,
+    MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES, NOTICES,
 )  # fmt: skip
 
 
@@ -99,6 +106,10 @@ class Counters:
     def copy(self, result: str) -> None:
         """Whether a copy was kept of a message that may have to be sent again."""
         COPIES.labels(result).inc()
+
+    def notice(self, type: str, status: str) -> None:
+        """An originator was told what became of his message."""
+        NOTICES.labels(type, status).inc()
 
 
 def expose(endpoint: Endpoint, folder: str) -> None:

@@ -14,44 +14,35 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ..gateway.logline import logline
-from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN
-from ..protocol.address import parse_address
-from ..protocol.errors import Mm4Error, Reply, StoreError, SubmissionError
-from ..protocol.transaction import Direction, Message, State
-from .dsn import Recipient, Report, parse_report
+from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN, answer_envelope
+from ..gateway.routing import Router
+from ..protocol.errors import Mm4Error, Reply
+from ..protocol.transaction import Direction, Message, State, Transaction
+from . import bounces
+from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
+from .bounces import Bounces
 from .lmtp import Envelope, split_address
-from .maildir import store_in
 from .spool import Spool, as_received
+from .strays import Strays
 
-__all__ = ["ACTIONS", "Counters", "Flush", "Responder", "Store", "Submitter", "received_ids"]
+__all__ = ["Counters", "Flush", "Responder", "received_ids"]
 
 log = logging.getLogger("mm4.responder")
-
-T = TypeVar("T")
 
 OK = Reply(250, "2.0.0", "Ok")
 LATER = Reply(451, "4.3.0", "Try again later")
 
 TOKEN_BYTES = 4096
 """What is read of a message that brings tokens only: the top Received header lies in it."""
-STORE_SECONDS = 10.0
-SUBMIT_SECONDS = 25.0
-"""Bounds of one try, the second above the submitter's own 20 s. With retry_seconds = 20 the worst case, a
-try that begins in the last moment, stays below lmtp_data_done_timeout = 60 s of the transport."""
 FLUSH_SECONDS = 3.0
 FLUSH_LONGEST = 60.0
 """Between a failure and the flush that follows it; a flush that fails is repeated with doubled pauses."""
-ACTIONS = ("failed", "delayed", "delivered", "relayed", "expanded")  # RFC 3464 2.3.3
-DETAIL_LENGTH = 1000
-"""Characters of a diagnostic that are kept; a remote system may write any number."""
 REMEMBERED = 10_000
 """Submitted answers that the store could not note yet, kept in memory so that a second try sends none twice."""
 
@@ -62,44 +53,11 @@ _ID = re.compile(rb"\bid\s+(\w+)")
 _REQUEUED = re.compile(rb"\s\(Postfix, from userid [0-9]+\)\s+id\s")
 
 
-class Store(Protocol):
-    """What the responder needs of the store. Reads raise StoreError, the futures fail with it."""
-
-    def message(self, token: str) -> Message | None:
-        """Read a message; may block, so it is called from a thread."""
-
-    def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
-        """Note that Postfix has the message."""
-
-    def answered(self, token: str, at: datetime, answer_queue_id: str | None) -> Future[bool]:
-        """Note that the answer is out."""
-
-    def bounced(
-        self, token: str, recipient: str | None, status: str, detail: str, at: datetime, queue_id: str | None
-    ) -> Future[int]:
-        """Note that the delivery to a recipient failed; gives how many transactions that concerned."""
-
-    def event(
-        self, token: str, at: datetime, what: str, queue_id: str | None = None, detail: str | None = None
-    ) -> Future[None]:
-        """Note that something happened."""
-
-
-class Submitter(Protocol):
-    """What the responder needs of `mm4.postfix.submit.Submitter`."""
-
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
-        """Hand a mail to Postfix and return the id that Postfix names; raises SubmissionError."""
-
-
-class Counters(Protocol):
+class Counters(bounces.Counters, Protocol):
     """What is counted, where somebody wants to know."""
 
     def answer(self, result: str) -> None:
         """An answer was submitted, already out, retried (once a further try) or deferred (451)."""
-
-    def bounce(self, action: str) -> None:
-        """A report of one recipient came in; `action` is one of ACTIONS or `other`."""
 
     def copy(self, result: str) -> None:
         """A copy to send again was kept, or not: `full` or `error`."""
@@ -128,9 +86,9 @@ def received_ids(data: bytes) -> list[str]:
 class Responder:
     """The LMTP handler for tokens, bounces and whatever else reaches local.domain.
 
-    `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC),
+    `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC), `host` our name,
     `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451. `spool` takes
-    copies of what goes to the peers in `retried`.
+    copies of what goes to the peers that the configuration has messages sent again to.
     `start` and `stop` belong to one event loop; `deliver` works without them, but nothing is flushed then.
     """
 
@@ -139,45 +97,54 @@ class Responder:
         *,
         store: Store,
         submitter: Submitter,
-        local_domains: Collection[str],
+        router: Router,
         unclaimed: Path,
         flush: Flush,
         now: Callable[[], datetime],
+        host: str = "",
         counters: Counters | None = None,
         spool: Spool | None = None,
-        retried: Collection[str] = (),
         retry_seconds: float = 20.0,
         pause_seconds: float = 1.0,
         flush_seconds: float = FLUSH_SECONDS,
         submit_seconds: float = SUBMIT_SECONDS,
         store_seconds: float = STORE_SECONDS,
     ) -> None:
+        self._attempts = Attempts(
+            store,
+            submitter,
+            pause_seconds=pause_seconds,
+            submit_seconds=submit_seconds,
+            store_seconds=store_seconds,
+        )
+        self._bounces = Bounces(self._attempts, router, now=now, host=host, counters=counters)
         self._store = store
-        self._submitter = submitter
-        self._unclaimed = unclaimed
+        self._strays = Strays(self._attempts, router, unclaimed)
         self._flush = flush
         self._now = now
         self._counters = counters
         self._spool = spool
         self._retry_seconds = retry_seconds
-        self._pause_seconds = pause_seconds
         self._flush_seconds = flush_seconds
-        self._submit_seconds = submit_seconds
-        self._store_seconds = store_seconds
-        self._local_domains: frozenset[str] = frozenset()
-        self._pool = ThreadPoolExecutor(8, thread_name_prefix="mm4-responder")
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._submitted: dict[str, str] = {}
         self._flush_due: dict[str, float] = {}
         self._flush_asked = asyncio.Event()
-        self._stopping = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
-        self.update(local_domains=local_domains, retried=retried)
+        self._use(router)
 
-    def update(self, *, local_domains: Collection[str], retried: Collection[str] = ()) -> None:
-        """Take over what a reload may change; `retried` names the peers to whom messages are sent again."""
-        self._copied_peers = frozenset(retried)
-        self._local_domains = frozenset(domain.lower().removesuffix(".") for domain in local_domains)
+    def update(self, router: Router) -> None:
+        """Take over what a reload may change."""
+        self._use(router)
+        self._bounces.update(router)
+        self._strays.update(router)
+
+    def _use(self, router: Router) -> None:
+        self._local_domains = router.own_domains
+        self._copied_peers = frozenset(name for name, retry in router.config.retries.items() if retry.limit)
+
+    async def gave_up(self, message: Message, transaction: Transaction, reason: str) -> None:
+        """Tell an originator that nothing more is done for his message. Raises StoreError, SubmissionError."""
+        await self._bounces.gave_up(message, transaction, reason)
 
     def start(self) -> None:
         """Flush what Postfix has deferred while nobody was here, and from now on after each failure."""
@@ -189,7 +156,7 @@ class Responder:
 
         What is deferred by this is flushed by the next start. `close` follows after the drain.
         """
-        self._stopping.set()
+        self._attempts.stop()
         if self._flusher is not None:
             self._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -205,7 +172,7 @@ class Responder:
 
     def close(self) -> None:
         """Stop the threads, without waiting for one that hangs in the store or the disk."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._attempts.close()
 
     # --- the LMTP handler
 
@@ -274,8 +241,8 @@ class Responder:
         if TOKEN.match(token) is None:
             said["why"] = "no token"
             return logging.WARNING
-        async with self._alone(token):
-            message = await self._retried(lambda: self._message(token), deadline)
+        async with self._attempts.alone(token):
+            message = await self._attempts.retried(lambda: self._attempts.message(token), deadline)
             if message is None:
                 said["why"] = "unknown token"
                 return logging.WARNING
@@ -289,8 +256,8 @@ class Responder:
                 # Nothing was asked for, or the RES waits for another's word.
                 if message.accepted_at is None:
                     queue_id = message.queue_id or (ids[-1] if ids else None)
-                    await self._retried(
-                        lambda: self._kept(self._store.accepted(token, self._now(), queue_id)), deadline
+                    await self._attempts.retried(
+                        lambda: self._attempts.kept(self._store.accepted(token, self._now(), queue_id)), deadline
                     )
                 return logging.INFO
             said |= {"answer": message.answer.type, "status": message.answer.status}
@@ -311,14 +278,10 @@ class Responder:
             return
         if not awaited or (len(data) == TOKEN_BYTES < envelope.size):  # the second: cut, just before a reload
             return
-        spool, loop = self._spool, asyncio.get_running_loop()
+        spool = self._spool
         try:
-            kept = await self._within(
-                loop.run_in_executor(
-                    self._pool, lambda: spool.keep(message.token, envelope.mail_from, as_received(data))
-                ),
-                self._store_seconds,
-                "the spool",
+            kept = await self._attempts.asked(
+                "the spool", spool.keep, message.token, envelope.mail_from, as_received(data)
             )
             result = "kept" if kept else "full"
         except (Mm4Error, OSError) as error:
@@ -334,8 +297,10 @@ class Responder:
         assert answer is not None
         submitted = self._submitted.get(token)
         if submitted is None:
-            submitted = await self._retried(
-                lambda: self._submit(answer.mail_from, answer.rcpt_to, answer.message),
+            submitted = await self._attempts.retried(
+                lambda: self._attempts.submit(
+                    answer.mail_from, answer.rcpt_to, answer.message, answer_envelope(token)
+                ),
                 deadline,
                 lambda: self._count_answer("retried"),
             )
@@ -345,126 +310,20 @@ class Responder:
             self._submitted[token] = submitted
         # Noted with the time of the submission, however long the note takes.
         at, queue_id = self._now(), submitted or None
-        await self._retried(lambda: self._kept(self._store.answered(token, at, queue_id)), deadline)
+        await self._attempts.retried(lambda: self._attempts.kept(self._store.answered(token, at, queue_id)), deadline)
         self._submitted.pop(token, None)
         return submitted
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, token: str) -> AsyncIterator[None]:
-        """Let one delivery of a token run at a time: Postfix may repeat one whose reply it did not get."""
-        lock, users = self._locks.get(token, (None, 0))
-        lock = lock or asyncio.Lock()
-        self._locks[token] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            users = self._locks[token][1] - 1
-            if users:
-                self._locks[token] = lock, users
-            else:
-                del self._locks[token]
 
     # --- bounces and other mail
 
     async def _mail(
         self, envelope: Envelope, recipient: str, data: bytes, said: dict[str, object], deadline: float
     ) -> int:
-        local, domain = split_address(recipient)
-        report = None
-        if not envelope.mail_from and domain in self._local_domains:
-            report = await asyncio.to_thread(parse_report, data)
-        if report is not None and await self._bounce(local, report, said, deadline):
+        if await self._bounces.take(envelope, recipient, data, said, deadline):
             return logging.INFO
-        loop = asyncio.get_running_loop()
-        path = await self._retried(
-            lambda: self._within(
-                loop.run_in_executor(self._pool, store_in, self._unclaimed, envelope.mail_from, recipient, data),
-                self._store_seconds,
-                "the Maildir of unclaimed mail",
-            ),
-            deadline,
-        )
-        said |= {"why": "unclaimed", "from": envelope.mail_from, "to": recipient, "file": path.name}
-        if report is not None:
-            said |= {"message_id": report.message_id, "transaction_id": report.transaction_id}
-        return logging.WARNING
+        return await self._strays.take(envelope, recipient, data, said, deadline)
 
-    async def _bounce(self, local: str, report: Report, said: dict[str, object], deadline: float) -> bool:
-        """Note what a report says of a message of ours; False where it is of none, or says nothing."""
-        candidates = (local.lower(), (report.envelope_id or "").lower())
-        token = next((text for text in candidates if TOKEN.match(text)), None)
-        if token is None or not report.recipients:
-            return False
-        message = await self._retried(lambda: self._message(token), deadline)
-        if message is None:
-            said |= {"token": token, "why": "unknown token"}
-            return False
-        said |= {"token": token, "peer": message.peer, "message_id": report.message_id}
-        queue_id = None if said["queue_id"] is None else str(said["queue_id"])
-        at = self._now()
-        for group in report.recipients:
-            await self._retried(partial(self._note, message, group, at, queue_id), deadline)
-            if self._counters is not None:
-                self._counters.bounce(group.action if group.action in ACTIONS else "other")
-        said["recipients"] = ",".join(f"{g.final_recipient or g.original_recipient}" for g in report.recipients)
-        said["action"] = ",".join(group.action or "-" for group in report.recipients)
-        said["status"] = ",".join(group.status or "-" for group in report.recipients)
-        return True
-
-    async def _note(self, message: Message, group: Recipient, at: datetime, queue_id: str | None) -> None:
-        recipient = _transaction_of(message, group)
-        detail = (group.diagnostic or f"{group.action} {group.status}")[:DETAIL_LENGTH]
-        if group.action == "failed":
-            status = group.status or "5.0.0"  # RFC 3463: some permanent failure
-            await self._kept(self._store.bounced(message.token, recipient, status, detail, at, queue_id))
-        else:
-            detail = " ".join(text for text in (recipient, group.status, detail) if text)
-            what = group.action if group.action in ACTIONS else "reported"
-            await self._kept(self._store.event(message.token, at, what, queue_id, detail))
-
-    # --- trying, waiting, flushing
-
-    async def _message(self, token: str) -> Message | None:
-        future = asyncio.get_running_loop().run_in_executor(self._pool, self._store.message, token)
-        return await self._within(future, self._store_seconds, "the store")
-
-    async def _kept(self, future: Future[T]) -> T:
-        return await self._within(asyncio.wrap_future(future), self._store_seconds, "the store")
-
-    async def _submit(self, mail_from: str, rcpt_to: str, message: bytes) -> str:
-        try:
-            async with asyncio.timeout(self._submit_seconds):
-                return await self._submitter.submit(mail_from, rcpt_to, message)
-        except TimeoutError:
-            raise SubmissionError(f"to {rcpt_to}: not submitted in {self._submit_seconds:g} s") from None
-
-    async def _within(self, future: asyncio.Future[T], seconds: float, what: str) -> T:
-        """Wait for something that cannot be cancelled; StoreError when it takes too long."""
-        await asyncio.wait({future}, timeout=seconds)
-        if future.done():
-            return future.result()
-        future.add_done_callback(lambda late: late.cancelled() or late.exception())  # no "never retrieved"
-        raise StoreError(f"no answer from {what} in {seconds:g} s")
-
-    async def _retried(
-        self, step: Callable[[], Awaitable[T]], deadline: float, again: Callable[[], None] = lambda: None
-    ) -> T:
-        """Do a step, at least once, again until the deadline while it fails for a reason that may pass.
-
-        `again` is called before each further try.
-        """
-        while True:
-            try:
-                return await step()
-            except (Mm4Error, OSError) as error:
-                if self._stopping.is_set() or time.monotonic() + self._pause_seconds > deadline:
-                    raise
-                log.info(logline(why="trying again", seconds=self._pause_seconds, error=error))
-                again()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_seconds):
-                    await self._stopping.wait()
+    # --- flushing
 
     def _ask_flush(self, domains: Iterable[str], seconds: float) -> None:
         """Have the domains flushed in so many seconds, or earlier where that is planned already."""
@@ -500,21 +359,3 @@ class Responder:
                 level = logging.ERROR if count == 1 else logging.DEBUG
                 log.log(level, logline(why="cannot flush the queue", domain=domain, error=result))
                 self._ask_flush([domain], min(self._flush_seconds * 2 ** min(count - 1, 10), FLUSH_LONGEST))
-
-
-def _transaction_of(message: Message, group: Recipient) -> str:
-    """Return the recorded recipient that a report speaks of.
-
-    It names the address that we gave to the next hop, so numbers are compared. Where nothing fits, the only
-    recipient must be meant; of several none is, and the address goes to the store as it stands.
-    """
-    recipients = [transaction.recipient for transaction in message.transactions]
-    addresses = [text for text in (group.original_recipient, group.final_recipient) if text]
-    for address in addresses:
-        key = parse_address(address).key
-        for recipient in recipients:
-            if recipient == key or recipient.lstrip("+") == key.lstrip("+"):
-                return recipient
-    if len(set(recipients)) == 1:
-        return recipients[0]
-    return parse_address(addresses[0]).key if addresses else ""

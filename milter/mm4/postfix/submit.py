@@ -57,7 +57,7 @@ class _Session:
         self.process = process
         self.messages = 0
         self.used_at = time.monotonic()
-        self._pipelining = False
+        self._pipelining = self._dsn = False
         # Without a host smtplib connects nowhere; it only needs the socket to hold its dialogue over.
         self._smtp = smtplib.SMTP(local_hostname=_HELO)
         self._smtp.sock = sock
@@ -78,11 +78,22 @@ class _Session:
 
     def open(self, deadline: float) -> None:
         self.step(deadline, None, 220)
-        self._pipelining = "PIPELINING" in self.step(deadline, f"EHLO {_HELO}", 250).split()
+        offered = self.step(deadline, f"EHLO {_HELO}", 250).split()
+        self._pipelining, self._dsn = "PIPELINING" in offered, "DSN" in offered
+        self._eight = "8BITMIME" in offered
 
-    def offer(self, deadline: float, mail: str, rcpt: str) -> None:
+    def offer(
+        self, deadline: float, mail_from: str, rcpt_to: str, envelope_id: str | None, notify: str | None, eight: bool
+    ) -> None:
         """MAIL, RCPT and DATA: all that can fail without a byte of the message being handed over."""
-        commands = [(f"MAIL FROM:{mail}", (250,)), (f"RCPT TO:{rcpt}", (250, 251)), ("DATA", (354,))]
+        # Where DSN is not offered a bounce is told by the ids in what it returns.
+        dsn = f" RET=HDRS ENVID={envelope_id}" if envelope_id and self._dsn else ""
+        body = " BODY=8BITMIME" if eight and self._eight else ""
+        asked = f" NOTIFY={notify}" if notify and self._dsn else ""
+        commands = [
+            (f"MAIL FROM:<{mail_from}>{dsn}{body}", (250,)), (f"RCPT TO:<{rcpt_to}>{asked}", (250, 251)),
+            ("DATA", (354,)),
+        ]  # fmt: skip
         if self._pipelining:
             # In one write: each wait for a reply is a turn for the interpreter's other threads. Whatever is refused,
             # the session ends without a message, and DATA without a recipient is refused too (RFC 2920 3.1).
@@ -140,9 +151,18 @@ class _Session:
 class _Job:
     """One submission: what is sent, until when, and the session that works on it."""
 
-    def __init__(self, mail: str, rcpt: str, rcpt_to: str, message: bytes, deadline: float) -> None:
-        self.mail = mail
-        self.rcpt = rcpt
+    def __init__(
+        self,
+        mail_from: str,
+        rcpt_to: str,
+        message: bytes,
+        envelope_id: str | None,
+        notify: str | None,
+        deadline: float,
+    ) -> None:
+        self.envelope_id = envelope_id
+        self.notify = notify
+        self.mail_from = mail_from
         self.rcpt_to = rcpt_to
         self.message = message
         self.deadline = deadline
@@ -206,14 +226,15 @@ class Submitter:
         self._sweep_due: asyncio.TimerHandle | None = None
 
     async def submit(
-        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+        self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None
     ) -> str:
         """Hand one mail to Postfix and return the id that its 250 names ("" if it names none).
 
         Addresses are without brackets, `mail_from` "" is the null sender; `message` has CRLF line ends and
-        goes out as it is. The parameters are those of ESMTP, ready to be written; Postfix has to offer them.
-        By `sendmail` the id is that of the maildrop file, which is not the later queue id; by `smtp` it is the
-        queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still submit.
+        goes out as it is. `envelope_id` (letters, digits, dots) comes back as the ENVID of a bounce, by `smtp`
+        only: by `sendmail` it did not (seen on 3.7); `notify` is that of RFC 3461, for example FAILURE. By
+        `sendmail` the id that is returned is that of the maildrop file, which is not the later queue id; by `smtp`
+        it is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still submit.
         """
         for text in (mail_from, rcpt_to):
             if not text.isascii() or not _ADDRESS.fullmatch(text):
@@ -221,8 +242,7 @@ class Submitter:
         if self._closed:
             raise SubmissionError("the submitter is closed")
         loop = asyncio.get_running_loop()
-        mail, rcpt = f"<{mail_from}> {mail_parameters}".rstrip(), f"<{rcpt_to}> {rcpt_parameters}".rstrip()
-        job = _Job(mail, rcpt, rcpt_to, message, time.monotonic() + self._timeout)
+        job = _Job(mail_from, rcpt_to, message, envelope_id, notify, time.monotonic() + self._timeout)
         watch = loop.call_later(self._timeout + _GRACE, job.abort)
         try:
             return await loop.run_in_executor(self._pool, self._run, job)
@@ -269,7 +289,9 @@ class Submitter:
         done = False
         try:
             try:
-                session.offer(job.deadline, job.mail, job.rcpt)
+                session.offer(
+                    job.deadline, job.mail_from, job.rcpt_to, job.envelope_id, job.notify, not job.message.isascii()
+                )
             except OSError as error:
                 gone = not isinstance(error, smtplib.SMTPResponseException) or error.smtp_code in (421, -1)
                 if kept and gone and time.monotonic() < job.deadline:

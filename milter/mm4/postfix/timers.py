@@ -95,7 +95,7 @@ class Submitter(Protocol):
     """What the timers need of `mm4.postfix.submit.Submitter`, over the private line."""
 
     async def submit(
-        self, mail_from: str, rcpt_to: str, message: bytes, mail_parameters: str = "", rcpt_parameters: str = ""
+        self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None
     ) -> str:
         """Hand a mail to Postfix and return its queue id; raises SubmissionError."""
 
@@ -282,9 +282,8 @@ class Timers:
         becomes = self._router.outward(parse_address(late.recipient), late.peer, "retry").becomes
         assert becomes is not None
         # As the first time: bounces name the token, and none goes to the originator's own system.
-        parameters = f"RET=HDRS ENVID={late.token}" + ("" if data.isascii() else " BODY=8BITMIME")
         try:
-            queue_id = await self._submitter.submit(mail_from, becomes, data, parameters, "NOTIFY=FAILURE")
+            queue_id = await self._submitter.submit(mail_from, becomes, data, late.token, "FAILURE")
         except SubmissionError as error:
             level = logging.DEBUG if self._submission_failed else logging.ERROR
             self._submission_failed = True

@@ -24,6 +24,7 @@ from . import copies, listing, records, timers, trace, transitions, upkeep
 from .charges import Charges, charge_accepted, charge_answer
 from .database import Database
 from .records import clean
+from .returned import load_returned
 from .schema import transactions
 from .timers import Expired, Late
 from .upgrade import prepare
@@ -288,6 +289,17 @@ class Store:
         They are those that went to `peer`, or, where that is None, those that came in.
         """
         return self._read(lambda connection: records.load_held(connection, clean(transaction_id), peer))
+
+    def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
+        """Read the messages of which a returned copy with these ids (unquoted) may be one, newest first.
+
+        `direction` is that of the message; a RES went the other way than its message. At most `returned.MOST`.
+        """
+        return self._read(
+            lambda connection: load_returned(
+                connection, clean(transaction_id), None if message_id is None else clean(message_id), direction
+            )
+        )
 
     def owed(self, older_than: datetime | None = None) -> list[Message]:
         """Read the messages whose answer is not out yet, oldest first; `older_than`: recorded before it."""
