@@ -319,6 +319,14 @@ class Life(RuleBasedStateMachine):
         finally:
             self.failing = False
 
+    @precondition(lambda self: any(m.seen for m in self.mails))
+    @rule(index=indices)
+    def token_again(self, index: int) -> None:
+        """Postfix did not get our reply."""
+        mails = [m for m in self.mails if m.seen and m not in self.tokens]
+        if mails:
+            self.serve(mails[index % len(mails)], again=True, kill=None)
+
     def serve(self, mail: Mail, again: bool, kill: str | None) -> None:
         data = mail.data()
         envelope = Envelope(mail.mail_from, [f"{mail.token}@responder.mm4.invalid"], len(data))
@@ -348,8 +356,8 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, step: int) -> None:
         self.now += timedelta(seconds=step)
 
-    @rule(kill=kills, failing=no)
-    def timers_run(self, kill: str | None, failing: bool) -> None:
+    @rule(later=st.sampled_from([0, 601, 1300, 4000]), turns=st.integers(1, 4), kill=kills, failing=no)
+    def timers_run(self, later: int, turns: int, kill: str | None, failing: bool) -> None:
         async def once() -> None:
             # One turn of each loop, where the machine wants it.
             await self.timers._mark()
@@ -357,7 +365,10 @@ class Life(RuleBasedStateMachine):
             await self.timers._sweep()
 
         self.failing = failing
-        self.run_or_die(once(), kill)
+        for _ in range(turns):
+            self.now += timedelta(seconds=later)
+            self.run_or_die(once(), kill)
+            kill = None
         self.failing = False
 
     # -- what peers send
@@ -408,8 +419,9 @@ class Life(RuleBasedStateMachine):
         subject, asks, size = CONTENTS[content]
         lines = forward(ids, originator, numbers, subject, asks, ack, peer.system)
         if broken:
-            # Ids of their own: a mended REQ with the ids of one that was refused counts as its duplicate.
-            ids = "x-" + bare(ids[0]), ids[1]
+            # Ids of their own: a mended REQ with the ids of one that was refused counts as its duplicate, and one that
+            # was refused twice can be reported on.
+            ids = "x-" + bare(ids[0]), "x-" + bare(ids[1])
             lines = forward(ids, originator, numbers, subject, asks, ack, peer.system)
             lines = [line for line in lines if line[0] != "X-Mms-3GPP-MMS-Version"]
         verdict = self.say(
@@ -605,14 +617,16 @@ class Life(RuleBasedStateMachine):
     # -- bounces
 
     @precondition(lambda self: any(m.committed and m.becomes for m in self.mails))
-    @rule(which=indices, action=st.sampled_from([("failed", "5.1.1"), ("failed", "4.4.7"), ("delayed", "4.4.1"), ("relayed", "2.0.0")]), kill=kills)
-    def bounce(self, which: int, action: tuple[str, str], kill: str | None) -> None:
+    @rule(which=indices, action=st.sampled_from([("failed", "5.1.1"), ("failed", "4.4.7"), ("delayed", "4.4.1"), ("relayed", "2.0.0")]), kill=kills, times=st.integers(1, 2))
+    def bounce(self, which: int, action: tuple[str, str], kill: str | None, times: int) -> None:
         gone = [m for m in self.mails if m.committed and m.becomes]
         mail = gone[which % len(gone)]
         address = mail.becomes[which % len(mail.becomes)]
         number = address.partition("@")[0].partition("/")[0]
         mail.bounces.add((number, action[0]))
-        self.home(mail.token, mail.mail_from or SYSTEM, address, action, kill)
+        for _ in range(times):
+            self.home(mail.token, mail.mail_from or SYSTEM, address, action, kill)
+            kill = None
         if action[0] == "failed" and number in mail.stands:
             before, after = mail.stands[number], self.status_of(mail, number)
             assert after == before or before not in (OK, REFUSED), "the first word counts"
