@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
-from .config import domain_of
+from .entries import domain_of
 from .names import TOKEN, is_private
 from .outcomes import ALONE, NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
 from .routing import LOCAL, Router, Side

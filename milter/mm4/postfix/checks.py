@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..gateway.config import Config, parse_next_hop
+from ..gateway.config import Config
+from ..gateway.entries import parse_next_hop
 from ..gateway.names import RESPONDER_DOMAIN
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
