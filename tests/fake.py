@@ -126,7 +126,7 @@ class Ledger:
         self.windows.append(window)
         return future
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.reply_to is not None)
 
     def copies(self, message: Message, window: timedelta) -> Recording:

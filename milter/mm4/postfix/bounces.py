@@ -231,6 +231,10 @@ class Bounces:
         await attempts.retried(
             lambda: attempts.kept(attempts.store.accepted(record.token, at, submitted or None)), deadline
         )
+        if record.copy_of is not None:
+            await attempts.retried(
+                lambda: attempts.kept(attempts.store.answered(record.token, at, submitted or None)), deadline
+            )
         if self._counters is not None:
             self._counters.notice(mail.type, mail.status)
         said |= {"told": mail.type, "report": mail.status, "submitted": submitted}

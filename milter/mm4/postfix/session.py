@@ -51,7 +51,7 @@ class History(Protocol):
     def copies(self, message: Message, window: timedelta) -> Recording:
         """What of a message came before."""
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """The messages whose own RES waits for the one to this transaction, newest first."""
 
 
@@ -235,8 +235,9 @@ class Session:
                 question.message_id, direction=question.direction, peer=question.peer, recipient=question.recipient
             )
         held: tuple[Message, ...] = ()
-        if pdu.is_answer and history is not None and self.router.answering_mmsc and pdu.get("transaction_id"):
-            held = history.held(pdu.get("transaction_id"), self.side.name if self.side.peer else None)
+        if pdu.is_answer and history is not None and pdu.get("transaction_id"):
+            peer = self.side.name if self.side.peer else None
+            held = history.held(pdu.get("transaction_id"), pdu.get("message_id"), peer)
         mail = Mail(
             side=self.side.name,
             client=self.client,

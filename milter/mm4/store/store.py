@@ -283,12 +283,13 @@ class Store:
             )
         )
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """Read the messages whose own RES waits for the one to this transaction, newest first.
 
-        They are those that went to `peer`, or, where that is None, those that came in.
+        They are those that went to `peer`, or, where that is None, those that came in. `message_id` None narrows not.
         """
-        return self._read(lambda connection: records.load_held(connection, clean(transaction_id), peer))
+        cleaned = None if message_id is None else clean(message_id)
+        return self._read(lambda connection: records.load_held(connection, clean(transaction_id), cleaned, peer))
 
     def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
         """Read the messages of which a returned copy with these ids (unquoted) may be one, newest first.

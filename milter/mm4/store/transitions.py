@@ -60,6 +60,22 @@ _ANSWER_MESSAGE = (
     )
 )
 _ANSWER_STATUS = select(messages.c.answer_status).where(messages.c.token == _TOKEN).scalar_subquery()
+_COPY_OF = select(messages.c.copy_of).where(messages.c.token == _TOKEN, messages.c.type.like("%.RES"))
+_SAID = select(messages.c.answer_status, messages.c.answer_text).where(messages.c.token == _TOKEN)
+_RELEASE = (
+    update(messages)
+    .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None), messages.c.reply_to.is_not(None))
+    .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
+)
+_RELEASE_TRANSACTIONS = (
+    update(transactions)
+    .where(
+        transactions.c.token == _TOKEN,
+        transactions.c.direction == Direction.IN.value,
+        transactions.c.state.in_((State.RECORDED.value, State.ACCEPTED.value)),
+    )
+    .values(state=State.ANSWERED.value, status=bindparam("a_status"), updated_at=_AT)
+)
 _INWARD = transactions.c.direction == Direction.IN.value
 _ANSWER_TRANSACTIONS = (
     update(transactions)
@@ -114,6 +130,7 @@ _SET_PASSING = (
 )
 _ANSWER_RECEIVED = "answer received"
 _LATE_ANSWER = "late answer"
+_WENT_NOWHERE = (State.REFUSED.value, State.DUPLICATE.value, State.SUPPRESSED.value)
 _GIVEN_UP = (State.OVERDUE.value, State.FAILED.value)
 _WAS_ANSWERED = select(events.c.id).where(
     events.c.transaction_row == bindparam("a_row"), events.c.what.in_((_ANSWER_RECEIVED, _LATE_ANSWER))
@@ -143,8 +160,22 @@ def answer(connection: Connection, token: str, at: datetime, queue_id: str | Non
     values = {"a_token": token, "an_at": at}
     if not connection.execute(_ANSWER_MESSAGE, {**values, "a_queue_id": queue_id}).rowcount:
         return connection.execute(_EXISTS, {"a_token": token}).first() is not None
-    connection.execute(_ANSWER_TRANSACTIONS, values)
+    if not connection.execute(_ANSWER_TRANSACTIONS, values).rowcount:
+        # A message without transactions of its own is a RES that another message waited for.
+        waiting = connection.execute(_COPY_OF, {"a_token": token}).scalar()
+        if waiting is not None:
+            release(connection, waiting, token, at)
     return True
+
+
+def release(connection: Connection, token: str, by: str, at: datetime) -> None:
+    """Note that the RES that the message waited for is out, the first time only; it is that of the message `by`."""
+    said = connection.execute(_SAID, {"a_token": by}).first()
+    if said is None:
+        return
+    held = {"a_token": token, "a_status": said.answer_status, "an_at": at}
+    if connection.execute(_RELEASE, {**held, "a_text": said.answer_text}).rowcount:
+        connection.execute(_RELEASE_TRANSACTIONS, held)
 
 
 def receive_answer(
@@ -217,7 +248,8 @@ def bounce(
     rows = [
         row
         for row in connection.execute(_OF_TOKEN, {"a_token": token})
-        if recipient is None or row.recipient == recipient
+        # What never went anywhere cannot bounce.
+        if recipient in (None, row.recipient) and row.state not in _WENT_NOWHERE
     ]
     if not rows:
         about = detail if recipient is None else f"{recipient}: {detail}"
