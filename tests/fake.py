@@ -117,6 +117,7 @@ class Ledger:
         self.arrivals: list[tuple[Any, ...]] = []
         self.history: list[Original] = []
         self.found = Recording()
+        self.withdrawn: list[str] = []
         self.windows: list[timedelta | None] = []
         self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
 
@@ -125,6 +126,12 @@ class Ledger:
         self.messages.append(message)
         self.windows.append(window)
         return future
+
+    def withdraw(self, token: str) -> concurrent.futures.Future[None]:
+        self.withdrawn.append(token)
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        done.set_result(None)
+        return done
 
     def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.reply_to is not None)

@@ -277,3 +277,19 @@ def test_what_tells_two_messages_apart(change: dict[str, Any], same: bool) -> No
         return digest(read([Header(name, value) for name, value in req(**more)]))
 
     assert (of() == of(**change)) is same
+
+
+def test_what_could_not_be_kept_in_time_is_withdrawn(store: Store) -> None:
+    """The commit may come after the 451: the peer's next try is not put off by it."""
+    seen = Gateway(ledger=(late := Ledger(late=True)), eom_seconds=0.2).peer("north").mail("<a@mms.north.example>").rcpt()
+    seen.headers(req()).end()
+    assert seen.reply.code == 451
+    assert late.withdrawn == [seen.gateway.runtime.new_token()]
+    message = copy()
+    kept(store, message)
+    store.withdraw(message.token).result(5)
+    assert store.message(message.token) is None
+    assert kept(store, copy(at=T0 + timedelta(seconds=1))) == Recording()
+    stays = decided(store, copy(ids=("t-9", "m-9")))
+    store.withdraw(stays.token).result(5)
+    assert store.message(stays.token) is not None, "Postfix has it"

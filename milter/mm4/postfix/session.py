@@ -61,6 +61,9 @@ class Ledger(History, Protocol):
     def record(self, message: Message, window: timedelta | None) -> concurrent.futures.Future[Recording]:
         """Keep a message and its transactions, and say what of it came before within `window`."""
 
+    def withdraw(self, token: str) -> concurrent.futures.Future[None]:
+        """Forget a message that was refused after all, if it was kept."""
+
     def receive_answer(
         self,
         peer: str,
@@ -275,7 +278,13 @@ class Session:
             if not self._committed(answering, started):
                 return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
         if verdict.record is not None:
-            return self._settled(verdict, self._committed(store.record(verdict.record, window), started))
+            try:
+                found = self._committed(store.record(verdict.record, window), started)
+            except StoreError:
+                # It may yet be written, and would be undecided: the next copy need not wait for that.
+                store.withdraw(verdict.record.token)
+                raise
+            return self._settled(verdict, found)
         return verdict
 
     def _committed(self, waiting: concurrent.futures.Future[T], started: float) -> T:

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert, select
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
 from . import copies
 from .schema import messages, transactions
 from .writer import Operation
 
-__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording"]
+__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
 
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
@@ -42,6 +42,7 @@ _HELD = (
     .order_by(messages.c.recorded_at.desc())
     .limit(100)
 )
+_WITHDRAW = delete(messages).where(messages.c.token == bindparam("token"), messages.c.accepted_at.is_(None))
 _BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
 _ORIGINALS = (
     select(transactions, messages.c.source, messages.c.recorded_at)
@@ -91,6 +92,11 @@ def recording(message: Message, window: timedelta | None) -> Operation[Recording
         return found
 
     return operation
+
+
+def withdraw(connection: Connection, token: str) -> None:
+    """Remove a message that Postfix has not shown to have, with its transactions."""
+    connection.execute(_WITHDRAW, {"token": token})
 
 
 def _under_way(connection: Connection, message: Message) -> bool:

@@ -261,6 +261,14 @@ class Store:
         """Read a message with its transactions and answer; None where the token is unknown."""
         return self._read(lambda connection: records.load(connection, clean(token)))
 
+    def withdraw(self, token: str) -> Future[None]:
+        """Forget a message that was refused before Postfix had it, if it was kept at all."""
+
+        def operation(connection: Connection) -> None:
+            records.withdraw(connection, token)
+
+        return self._write(operation)
+
     def copies(self, message: Message, window: timedelta) -> Recording:
         """Say what of a message came before, and keep nothing."""
         return self._read(lambda connection: copies.find(connection, message, window))
