@@ -144,7 +144,8 @@ def _res_submitted(life: Life) -> Future[Any]:
 @drives("RES handed over")
 def _res_handed_over(life: Life) -> Future[Any]:
     mail = life.message(token=secrets.token_hex(16), type="MM4_forward.RES", copy_of=life.token, answer=OK)
-    return life.store.record(mail)
+    life.store.record(mail).result(5)
+    return life.store.answered(mail.token, life.now, "4C")
 
 
 @drives("RES Ok")

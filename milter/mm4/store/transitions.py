@@ -64,7 +64,7 @@ _COPY_OF = select(messages.c.copy_of).where(messages.c.token == _TOKEN, messages
 _SAID = select(messages.c.answer_status, messages.c.answer_text).where(messages.c.token == _TOKEN)
 _RELEASE = (
     update(messages)
-    .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None), messages.c.reply_to.is_not(None))
+    .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None))
     .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
 )
 _RELEASE_TRANSACTIONS = (
@@ -93,6 +93,7 @@ _ANSWER_TRANSACTIONS = (
         updated_at=_AT,
     )
 )
+_WENT_NOWHERE = (State.REFUSED.value, State.DUPLICATE.value, State.SUPPRESSED.value)
 # FOR UPDATE is for PostgreSQL, where two hosts may get the same RES; SQLite has the one write lock.
 _CANDIDATES = (
     select(
@@ -109,8 +110,8 @@ _CANDIDATES = (
         transactions.c.peer == bindparam("a_peer"),
         transactions.c.direction == Direction.OUT.value,
         transactions.c.type == bindparam("a_type"),
-        # What was refused or suppressed never went out: no peer can answer it.
-        transactions.c.state.not_in((State.REFUSED.value, State.SUPPRESSED.value)),
+        # What was refused or suppressed, or had gone before, never went out: no peer can answer it.
+        transactions.c.state.not_in(_WENT_NOWHERE),
     )
     .order_by(transactions.c.id)
     .with_for_update()
@@ -130,7 +131,6 @@ _SET_PASSING = (
 )
 _ANSWER_RECEIVED = "answer received"
 _LATE_ANSWER = "late answer"
-_WENT_NOWHERE = (State.REFUSED.value, State.DUPLICATE.value, State.SUPPRESSED.value)
 _GIVEN_UP = (State.OVERDUE.value, State.FAILED.value)
 _WAS_ANSWERED = select(events.c.id).where(
     events.c.transaction_row == bindparam("a_row"), events.c.what.in_((_ANSWER_RECEIVED, _LATE_ANSWER))
