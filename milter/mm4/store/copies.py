@@ -30,6 +30,7 @@ _CANDIDATES = (
     select(
         transactions.c.recipient,
         transactions.c.state,
+        transactions.c.status,
         messages.c.token,
         messages.c.recorded_at,
         messages.c.accepted_at,
@@ -139,7 +140,8 @@ def _delivered(row: Row[Any]) -> bool:
     """
     if row.reply_to is not None and row.answered_at is not None and row.answer_status != "Ok":
         return False
-    return bool(row.state != State.BOUNCED.value or (row.answered_at is not None and row.answer_status == "Ok"))
+    acknowledged = row.status == "Ok" or (row.answered_at is not None and row.answer_status == "Ok")
+    return bool(row.state != State.BOUNCED.value or acknowledged)
 
 
 def _answer(connection: Connection, token: str) -> Answer:
