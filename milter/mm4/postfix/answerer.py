@@ -24,6 +24,7 @@ from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
+from .backlog import read_backlog
 from .cdr import start_cdr_writer
 from .control import say
 from .lmtp import LmtpServer
@@ -124,6 +125,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         now=lambda: datetime.now(UTC),
         counters=counters,
         told=responder.gave_up,
+        look=read_backlog,
     )
     maildir = Maildir(state / "maildir")
     servers = [

@@ -26,7 +26,7 @@ from .database import Database
 from .records import clean
 from .returned import load_returned
 from .schema import transactions
-from .timers import Expired, Late
+from .timers import Expired, Hindrance, Late
 from .upgrade import prepare
 from .writer import Operation, Writer
 
@@ -224,13 +224,19 @@ class Store:
         return self._write(lambda connection: timers.overdue(connection, now, limit, retries))
 
     def claim(
-        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+        self,
+        now: datetime,
+        limit: int,
+        retries: Mapping[str, Retry],
+        host: str,
+        hindrance: Hindrance | None = None,
     ) -> Future[tuple[list[Late], int]]:
         """Claim up to `limit` messages that are to be sent again from `host`; `sent_again` or `not_sent` follows.
 
-        Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along.
+        Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along; what
+        `hindrance` holds back does not.
         """
-        return self._write(lambda connection: timers.claim(connection, now, limit, retries, host))
+        return self._write(lambda connection: timers.claim(connection, now, limit, retries, host, hindrance))
 
     def sent_again(self, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
         """A claimed message was submitted again: WAITING until `due_at`. The result: nobody had answered yet."""
@@ -248,6 +254,10 @@ class Store:
     def any_due(self, now: datetime) -> bool:
         """Read whether a transaction's `due_at` has passed."""
         return self._read(lambda connection: timers.any_due(connection, now))
+
+    def any_to_send(self, now: datetime, host: str) -> bool:
+        """Read whether `claim` would find anything for this host."""
+        return self._read(lambda connection: timers.any_to_send(connection, now, host))
 
     def awaited(self, tokens: Sequence[str]) -> set[str]:
         """Read which of these messages have a recipient for whom they may have to be sent again."""
