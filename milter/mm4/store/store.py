@@ -21,7 +21,7 @@ from ..protocol.errors import StoreError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
 from . import copies, listing, records, timers, trace, transitions, upkeep
-from .charges import Charges, charge_accepted, charge_answer
+from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .database import Database
 from .records import clean
 from .returned import load_returned
@@ -188,14 +188,17 @@ class Store:
         """
         cleaned = clean(detail)
         return self._write(
-            lambda connection: transitions.bounce(
-                connection,
-                token,
-                recipient=None if recipient is None else clean(recipient),
-                status=clean(status),
-                at=at,
-                queue_id=queue_id,
-                detail=cleaned,
+            self._charged(
+                lambda connection: transitions.bounce(
+                    connection,
+                    token,
+                    recipient=None if recipient is None else clean(recipient),
+                    status=clean(status),
+                    at=at,
+                    queue_id=queue_id,
+                    detail=cleaned,
+                ),
+                lambda connection: charge_bounced(connection, token),
             )
         )
 
@@ -221,7 +224,7 @@ class Store:
         `retries` is by peer's name. The result is what became of them and how many rows were looked at: as many as
         `limit` means that more may be due.
         """
-        return self._write(lambda connection: timers.overdue(connection, now, limit, retries))
+        return self._write(self._timed(lambda connection: timers.overdue(connection, now, limit, retries)))
 
     def claim(
         self,
@@ -236,7 +239,9 @@ class Store:
         Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along; what
         `hindrance` holds back does not.
         """
-        return self._write(lambda connection: timers.claim(connection, now, limit, retries, host, hindrance))
+        return self._write(
+            self._timed(lambda connection: timers.claim(connection, now, limit, retries, host, hindrance))
+        )
 
     def sent_again(self, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
         """A claimed message was submitted again: WAITING until `due_at`. The result: nobody had answered yet."""
@@ -245,7 +250,12 @@ class Store:
     def not_sent(self, late: Late, at: datetime, reason: str, again_at: datetime | None) -> Future[None]:
         """A claimed message was not submitted: it is due at `again_at`, or not any more (None)."""
         cleaned = clean(reason)
-        return self._write(lambda connection: timers.not_sent(connection, late, at, cleaned, again_at))
+        return self._write(
+            self._charged(
+                lambda connection: timers.not_sent(connection, late, at, cleaned, again_at),
+                lambda connection: charge_ended(connection, [late.row]),
+            )
+        )
 
     def settle(self, rows: Collection[int]) -> Future[None]:
         """The originators of these FAILED transactions were told; else `overdue` gives them again."""
@@ -398,6 +408,17 @@ class Store:
             result = operation(connection)
             charge(connection)
             return result
+
+        return both
+
+    def _timed(self, operation: Operation[tuple[list[Late], int, list[int]]]) -> Operation[tuple[list[Late], int]]:
+        """A step of the timers, and the charging records of what it ended."""
+
+        def both(connection: Connection) -> tuple[list[Late], int]:
+            found, seen, ended = operation(connection)
+            if self._charging:
+                charge_ended(connection, ended)
+            return found, seen
 
         return both
 

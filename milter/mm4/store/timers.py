@@ -215,8 +215,12 @@ def expired(connection: Connection, queue_ids: Sequence[str], host: str, now: da
     ]
 
 
-def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry]) -> tuple[list[Late], int]:
+def overdue(
+    connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry]
+) -> tuple[list[Late], int, list[int]]:
     """Take up to `limit` transactions whose time is over through that; gives what became of them, and how many.
+
+    The last value are the row ids of those that are not sent again.
 
     WAITING is OVERDUE, and due for `claim` where its peer's entry in `retries` asks for that. Where nothing is to be
     sent any more, `claim` fails it, on the host that knows whether it is still in the queue. An error that may pass is
@@ -224,6 +228,7 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
     """
     rows = connection.execute(_DUE, {"now": now, "most": limit}).all()
     found: list[Late] = []
+    ended: list[int] = []
     changes: list[dict[str, Any]] = []
     postponed: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
@@ -240,6 +245,7 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
         retry = retries.get(row.peer, Retry(0, 0))
         if row.state != State.WAITING.value and not (error and retry.limit):
             postponed.append({"a_row": row.id, "a_due": None})
+            ended.append(row.id)
             continue
         reason = error or "no RES in time"
         end = _end(row, retry, now) if retry.limit else None
@@ -247,6 +253,7 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
             changes.append({"a_row": row.id, "a_state": State.OVERDUE.value, "a_due": now, "an_at": now})
             continue
         state = State.FAILED if end else State.OVERDUE
+        ended += [row.id] if end else []
         due = now + LEASE if end else now if retry.limit else None
         changes.append({"a_row": row.id, "a_state": state.value, "a_due": due, "an_at": now})
         detail = f"{reason}; {end}" if end else reason
@@ -254,7 +261,7 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
         if end or not error:
             found.append(_late(row, state, detail))
     _write(connection, (_SET, changes), (_POSTPONE, postponed), (_INSERT_EVENTS, notes))
-    return found, len(rows)
+    return found, len(rows), ended
 
 
 def claim(
@@ -264,8 +271,10 @@ def claim(
     retries: Mapping[str, Retry],
     host: str,
     hindrance: Hindrance | None = None,
-) -> tuple[list[Late], int]:
+) -> tuple[list[Late], int, list[int]]:
     """Take up to `limit` copies to send again from this host; gives them, with what is FAILED, and how many it saw.
+
+    The last value are the row ids of those that are not sent again.
 
     The attempt counts from now on, and the claim lasts for LEASE; one that ran out unnoted is the same attempt. What
     `hindrance` holds back is neither sent nor FAILED, and no attempt: it is looked at again after its pause, and when
@@ -311,7 +320,7 @@ def claim(
             claims.append({"a_row": row.id, "count": attempts + 1, "an_at": now, "a_due": now + LEASE})
             found.append(_late(row, State.OVERDUE, f"attempt {attempts + 1} of {retry.limit}", attempts + 1))
     _write(connection, (_SET, changes), (_CLAIM, claims), (_POSTPONE, postponed), (_INSERT_EVENTS, notes))
-    return found, len(rows)
+    return found, len(rows), [change["a_row"] for change in changes]
 
 
 def _held_back(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
