@@ -340,7 +340,7 @@ def copied(config: str, token: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("state", [State.WAITING, State.OVERDUE, State.FAILED])
+@pytest.mark.parametrize("state", [State.WAITING, State.OVERDUE])
 def test_a_retry_makes_a_copy_due_now(mm4: Mm4, config: str, store: Store, state: State) -> None:
     token = kept(store, 1, direction=Direction.OUT, transactions=(transaction(state=state, attempts=3),))
     copied(config, token)
@@ -385,6 +385,7 @@ def test_a_retry_of_what_is_in_the_queue_asks_postfix_and_makes_no_second_copy(
 @pytest.mark.parametrize(
     ("state", "direction", "copy", "why"),
     [
+        (State.FAILED, Direction.OUT, True, "it was given up: its originator was told, who has to send it anew, and its copy is gone"),
         (State.OVERDUE, Direction.OUT, False, "no copy of it is kept; ack.retry of its peer keeps one"),
         (State.ANSWERED, Direction.OUT, True, "only a REQ of ours that nobody has answered is sent again"),
         (State.ACCEPTED, Direction.IN, True, "only a REQ of ours that nobody has answered is sent again"),

@@ -165,13 +165,14 @@ def retry_command(identifier: str, config_file: str, as_json: bool) -> int:
                 done.append({"token": token, "queue_id": None, "what": what})
     if not done:
         states = ", ".join(dict.fromkeys(row["state"] for row in rows))
+        if any(_retried(row, RETRIED) for row in rows):
+            why = "no copy of it is kept; ack.retry of its peer keeps one"
+        elif any(row["state"] == State.FAILED for row in rows):
+            why = "it was given up: its originator was told, who has to send it anew, and its copy is gone"
+        else:
+            why = "only a REQ of ours that nobody has answered is sent again"
         raise _Nothing(
-            f"{identifier}: nothing can be sent again (state {states}): it is not in Postfix's queue, and "
-            + (
-                "no copy of it is kept; ack.retry of its peer keeps one"
-                if any(_retried(row, RETRIED) for row in rows)
-                else "only a REQ of ours that nobody has answered is sent again"
-            )
+            f"{identifier}: nothing can be sent again (state {states}): it is not in Postfix's queue, and {why}"
         )
     for one in done:
         if as_json:

@@ -16,8 +16,9 @@ from .schema import events, messages, transactions
 
 __all__ = ["RETRIED", "forget", "hurry", "waits"]
 
-RETRIED = (State.WAITING, State.OVERDUE, State.FAILED)
-"""States in which a REQ can be sent again: nobody has answered it."""
+RETRIED = (State.WAITING, State.OVERDUE)
+"""States in which a REQ can be sent again: nobody has answered it. What is FAILED was given up, its originator told and
+its copy dropped."""
 
 
 def hurry(connection: Connection, rows: Sequence[int], at: datetime) -> int:
