@@ -153,11 +153,13 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             say(configured=True)
         if "drain" in command:
             break
-    if cdr is not None:
-        cdr.stop()
+    # In a thread: deliveries go on while a file of charging records is ended.
+    ending = asyncio.create_task(asyncio.to_thread(cdr.stop)) if cdr is not None else None
     await timers.stop()
     await responder.stop()
     await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
+    if ending is not None:
+        await ending
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.gather(submitter.inner.close(), copier.inner.close()), DRAIN_SECONDS)
     responder.close()
