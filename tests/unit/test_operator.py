@@ -26,6 +26,7 @@ from fake import CONFIG
 from mm4.cli.main import main
 from mm4.gateway.configfile import parse_config
 from mm4.postfix import maps, pausing
+from mm4.postfix.checks import _held
 from mm4.postfix.mailqueue import queued
 from mm4.postfix.paused import note, paused_peers, strike
 from mm4.protocol.errors import PostfixError
@@ -501,7 +502,7 @@ def test_stats_count_what_is_there_and_what_waits(mm4: Mm4, store: Store, config
 
 
 def test_stats_of_an_empty_store(mm4: Mm4, store: Store) -> None:
-    assert mm4("stats").out == "answers owed by us: 0\nanswers awaited: 0\nof them overdue: 0\n"
+    assert mm4("stats").out == "answers owed by us: 0\nof ours that wait for the word of an MMSC or a peer: 0\nanswers awaited: 0\nof them overdue: 0\n"
 
 
 # -- what an operator is told of them
@@ -738,3 +739,28 @@ def test_who_is_paused_is_kept_on_disk(config: str) -> None:
     by_hand.parent.write_text("a file")
     with pytest.raises(PostfixError, match="paused"):
         paused_peers(read)
+
+
+# -- answers that wait for another's word
+
+HELD = {"answer": ANSWER, "reply_to": "PostMaster@mms.north.example"}
+
+
+def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed(config: str, store: Store, mm4: Mm4) -> None:
+    parsed = parse_config(Path(config).read_text(), "mm4.yaml", {})
+    kept(store, 1, **HELD)
+    kept(store, 2, **HELD)
+    kept(store, 3, direction=Direction.OUT, **HELD)
+    kept(store, 4, **HELD)
+    store.answered(f"{4:032x}", T0, "4R").result(10)
+    kept(store, 5, answer=ANSWER)
+    # ack.timeout is 10 minutes.
+    assert list(_held(parsed, store, T0 + timedelta(minutes=11))) == []
+    inward, outward = _held(parsed, store, T0 + timedelta(minutes=30))
+    assert (inward.ok, inward.warning, outward.warning) == (False, True, True)
+    assert inward.text.startswith("2 RES wait for longer than ack.timeout, the MMSC has not said")
+    assert f"the oldest since 2026-11-22 10:01 UTC, peer north, token {1:032x}" in inward.text
+    assert outward.text.startswith("1 RES wait for longer than ack.timeout, the peer has not answered")
+    found = json.loads(mm4("stats", "--json").out)
+    assert (found["held"], found["held_since"], found["owed"]) == (3, "2026-11-22T10:01:00+00:00", 1)
+    assert "of ours that wait for the word of an MMSC or a peer: 3, the oldest since" in mm4("stats").out

@@ -362,6 +362,10 @@ class Store:
         """As `owed`, the oldest `limit`, without the answers themselves: see `listing.owed_rows`."""
         return self._read(lambda connection: listing.owed_rows(connection, older_than, limit))
 
+    def held_rows(self, older_than: datetime, limit: int) -> list[dict[str, Any]]:
+        """Read the oldest messages whose RES waits for another's word: see `listing.held_rows`."""
+        return self._read(lambda connection: listing.held_rows(connection, older_than, limit))
+
     def statistics(self, now: datetime, since: datetime | None = None) -> dict[str, Any]:
         """Count and group all transactions: see `listing.statistics`."""
         return self._read(lambda connection: listing.statistics(connection, now, since))
