@@ -764,3 +764,43 @@ def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed
     found = json.loads(mm4("stats", "--json").out)
     assert (found["held"], found["held_since"], found["owed"]) == (3, "2026-11-22T10:01:00+00:00", 1)
     assert "of ours that wait for the word of an MMSC or a peer: 3, the oldest since" in mm4("stats").out
+
+
+@pytest.fixture
+def passing(store: Store) -> str:
+    """A REQ that the MMSC has answered, whose RES on its way to the peer was lost; gives the token of that RES."""
+    first = kept(store, 1, **HELD)
+    store.accepted(first, T0).result(10)
+    token = f"{2:032x}"
+    store.record(
+        Message(token, Direction.IN, "local", "MM4_forward.RES", "4X2", "gw", T0, (), answer=ANSWER, copy_of=first)
+    ).result(10)
+    return token
+
+
+def test_the_token_of_a_res_that_passes_through_names_what_it_answers(mm4: Mm4, passing: str, store: Store) -> None:
+    assert [row["token"] for row in store.owed_rows(T0 + timedelta(hours=1), 10)] == [passing]
+    (shown,) = lines(mm4("transactions", "show", "--json", passing))
+    assert (shown["token"], shown["message_id"]) == (f"{1:032x}", "m-1")
+    assert store.trace("0" * 31 + "9") == []
+
+
+def test_a_res_that_passes_through_is_sent_by_hand(mm4: Mm4, passing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm4.cli.transactions._submit", lambda _config, answer: "4NEW")
+    (sent,) = lines(mm4("transactions", "answer", "--yes", "--json", passing))
+    assert (sent["token"], sent["submitted"]) == (passing, "4NEW")
+    assert store.owed_rows(T0 + timedelta(hours=1), 10) == []
+    assert "MM4_forward.RES Ok sent by hand" in [event["what"] for event in store.trace("m-1")[0]["events"]]
+
+
+def test_a_res_that_passes_through_is_forgotten_with_what_it_answers(mm4: Mm4, passing: str, store: Store, postfix: Postfix) -> None:
+    done = mm4("transactions", "forget", "--yes", passing)
+    assert (done.code, store.message(passing) is None) == (1, False)
+    postfix.queue([mail("4NEW", f"{passing}@responder.mm4.invalid")])
+    assert mm4("transactions", "forget", "--yes", "--force", passing).code == 1
+    (tried,) = lines(mm4("transactions", "retry", "--json", passing))
+    assert tried["queue_id"] == "4NEW"
+    postfix.queue([])
+    assert mm4("transactions", "forget", "--yes", "--force", passing).code == 0
+    assert store.message(passing) is store.message(f"{1:032x}") is None
+    assert store.owed_rows(T0 + timedelta(hours=1), 10) == []
