@@ -147,7 +147,7 @@ def _report(
         host,
         direction=Direction.IN if peer is None else Direction.OUT,
         peer=message.peer if peer is None else source,
-        source=LOCAL if peer is not None else message.peer,
+        source=LOCAL,
         transaction_id=identifier,
         ack_requested=ack is not None,
         report=found.mm_status,
