@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,8 +30,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "states.md").read_text("utf-8")
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 LATER = T0 + timedelta(hours=4)
 """When a driver drives: all that is due is over, and no message has expired."""
-EXPIRY = T0 + timedelta(hours=6)
-EXPIRED = T0 + timedelta(hours=8)
+EXPIRY = T0 + timedelta(days=3)
+EXPIRED = T0 + timedelta(days=4)
 TIMEOUT, LIMIT = 600, 3
 RETRY, NO_RETRY = {"north": Retry(TIMEOUT, LIMIT)}, {"north": Retry(TIMEOUT, 0)}
 PASSING, DENIED = "Error-network-problem", "Error-service-denied"
@@ -177,8 +177,18 @@ def _time_over(life: Life, retries: dict[str, Retry]) -> Future[Any]:
     return life.store.overdue(life.now, 10, retries)
 
 
+@dataclass(frozen=True)
+class Way:
+    """To the peer; a reason where it is not free."""
+
+    reason: str | None
+
+    def hinders(self, peer: str, recipient: str, queue_ids: Sequence[str | None]) -> str | None:
+        return self.reason
+
+
 def _copy_taken(life: Life, retries: dict[str, Retry], host: str = "gw") -> Future[Any]:
-    return life.store.claim(life.now, 10, retries, host)
+    return life.store.claim(life.now, 10, retries, host, Way(None))
 
 
 @drives("time over")
@@ -223,6 +233,11 @@ def _copy_taken_after_the_last_attempt(life: Life) -> Future[Any]:
 def _copy_taken_after_the_expiry(life: Life) -> Future[Any]:
     life.now = max(life.now, EXPIRED)
     return _copy_taken(life, RETRY)
+
+
+@drives("copy held back")
+def _copy_held_back(life: Life) -> Future[Any]:
+    return life.store.claim(life.now, 10, RETRY, "gw", Way("the first copy is in the queue"))
 
 
 @drives("copy taken, elsewhere")
@@ -320,14 +335,16 @@ SITUATIONS: dict[tuple[str, Direction], list[Builder]] = {
     ],
     ("overdue", OUT): [start(RECORDED, "accepted", "time over, no retry")],
     ("overdue, due", OUT): [start(RECORDED, "accepted", "time over")],
+    ("overdue, used up", OUT): [start(RECORDED, "accepted", "time over, last")],
+    ("overdue, held back", OUT): [start(RECORDED, "accepted", "time over", "copy held back")],
     ("overdue, taken", OUT): [start(RECORDED, "accepted", "time over", "copy taken")],
     ("overdue, due, error", OUT): [start(RECORDED, "accepted", "RES error that may pass", "time over")],
     ("overdue, taken, error", OUT): [start(RECORDED, "accepted", "RES error that may pass", "time over", "copy taken")],
     ("failed, untold", OUT): [
-        start(RECORDED, "accepted", "time over, last"),
+        start(RECORDED, "accepted", "time over, last", "copy taken"),
         start(RECORDED, "accepted", "RES error that may pass", "time over, last"),
     ],
-    ("failed", OUT): [start(RECORDED, "accepted", "time over, last", "originator told")],
+    ("failed", OUT): [start(RECORDED, "accepted", "time over, last", "copy taken", "originator told")],
     ("answered", OUT): [
         start(RECORDED, "accepted", "RES Ok"),
         start(RECORDED, "accepted", "RES error"),
