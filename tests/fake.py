@@ -117,6 +117,7 @@ class Ledger:
         self.arrivals: list[tuple[Any, ...]] = []
         self.history: list[Original] = []
         self.found = Recording()
+        self.withdrawn: list[str] = []
         self.windows: list[timedelta | None] = []
         self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
 
@@ -126,7 +127,13 @@ class Ledger:
         self.windows.append(window)
         return future
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def withdraw(self, token: str) -> concurrent.futures.Future[None]:
+        self.withdrawn.append(token)
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        done.set_result(None)
+        return done
+
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.reply_to is not None)
 
     def copies(self, message: Message, window: timedelta) -> Recording:

@@ -22,6 +22,7 @@ from fake import CONFIG
 from mm4.cli.cdr import cdr
 from mm4.protocol.charging import FIELDS, RECORD_TYPES, Record, written
 from mm4.protocol.errors import StoreError
+from mm4.protocol.retry import Retry
 from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 from mm4.store import Store
 
@@ -141,14 +142,90 @@ def test_each_recipient_has_a_record(store: Store) -> None:
 
 def test_what_comes_twice_is_charged_once(store: Store) -> None:
     came, sent = taken(store, mail(IN, FORWARD)), taken(store, mail(OUT, FORWARD))
-    res(store, sent, "Error-network-problem")
+    res(store, sent, "Error-service-denied")
     for seconds in (6, 7):
         store.answered(came.token, T0 + timedelta(seconds=seconds), "4R").result(5)
         store.accepted(sent.token, T0 + timedelta(seconds=seconds)).result(5)
         res(store, sent, "Ok", seconds)
     found = list(store.charges.search())
     assert [record.record_type for record in found] == ["MMR4F", "MMO4FRq", "MMO4FRs"]
-    assert found[2].request_status == "Error-network-problem"
+    assert found[2].request_status == "Error-service-denied"
+
+
+PASSING = "Error-network-problem"
+DUE = T0 + timedelta(minutes=10)
+
+
+def answered(store: Store) -> list[str | None]:
+    return [record.request_status for record in store.charges.search(type_="MMO4FRs")]
+
+
+def waiting(store: Store) -> Message:
+    """A message that went to a peer, whose RES is awaited."""
+    return taken(store, mail(OUT, FORWARD, transaction={"due_at": DUE}))
+
+
+def test_an_error_that_may_pass_is_charged_only_when_nothing_better_came(store: Store) -> None:
+    sent = waiting(store)
+    res(store, sent, PASSING)
+    assert answered(store) == []
+    res(store, sent, "Ok", 6)
+    res(store, sent, "Error-service-denied", 7)
+    assert answered(store) == ["Ok"]
+
+
+def test_without_a_retry_an_error_that_may_pass_is_charged_when_its_time_is_over(store: Store) -> None:
+    res(store, waiting(store), PASSING)
+    store.overdue(DUE, 100, {}).result(5)
+    assert answered(store) == [PASSING]
+    (record,) = store.charges.search(type_="MMO4FRs")
+    assert record.record_time == T0 + timedelta(seconds=5)
+
+
+def test_an_error_that_lasts_is_charged_when_the_message_has_failed(store: Store) -> None:
+    sent, retries = waiting(store), {"north": Retry(600, 1)}
+    res(store, sent, PASSING)
+    store.overdue(DUE, 100, retries).result(5)
+    (late,) = store.claim(DUE, 8, retries, "mx1").result(5)[0]
+    again = DUE + timedelta(minutes=20)
+    store.sent_again(late, DUE, "4B", again).result(5)
+    assert answered(store) == []
+    store.overdue(again, 100, retries).result(5)
+    (failed,) = store.claim(again, 8, retries, "mx1").result(5)[0]
+    assert failed.state is State.FAILED
+    assert answered(store) == [PASSING]
+    res(store, sent, "Ok", 3600)
+    assert answered(store) == [PASSING]
+
+
+@pytest.mark.parametrize("end", ["no copy", "no retry", "bounce"])
+def test_an_error_that_may_pass_is_charged_whatever_ends_the_wait(store: Store, end: str) -> None:
+    sent, retries = waiting(store), {"north": Retry(600, 1)}
+    res(store, sent, PASSING)
+    if end == "bounce":
+        store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(5)
+    else:
+        store.overdue(DUE, 100, retries).result(5)
+        assert answered(store) == []
+        claimed = store.claim(DUE, 8, retries if end == "no copy" else {}, "mx1").result(5)[0]
+        for late in claimed:
+            store.not_sent(late, DUE, "no copy was kept", None).result(5)
+    assert answered(store) == [PASSING]
+
+
+def test_what_was_never_answered_is_not_charged_as_answered(store: Store) -> None:
+    sent = waiting(store)
+    store.overdue(DUE, 100, {"north": Retry(600, 1)}).result(5)
+    store.claim(DUE, 8, {}, "mx1").result(5)
+    store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(5)
+    assert answered(store) == []
+
+
+@pytest.mark.parametrize("kind", [DELIVERY, READ, FORWARD])
+def test_what_we_tell_our_mmsc_ourselves_is_no_report_of_a_peer(store: Store, kind: str) -> None:
+    taken(store, mail(IN, kind, source="local"))
+    taken(store, mail(IN, kind, source="north"))
+    assert len(made(store)) == 1
 
 
 def test_a_message_that_is_accepted_before_it_is_answered_is_charged_once(store: Store) -> None:

@@ -134,10 +134,72 @@ def test_beyond_the_window_it_is_new(store: Store) -> None:
     assert kept(store, copy(at=T0 + timedelta(hours=1)), None) == Recording(), "or where nobody looks"
 
 
-def test_what_was_answered_with_an_error_is_answered_so_again(store: Store) -> None:
-    error = replace(RES, status="Error-service-denied")
+def test_what_was_refused_is_judged_again(store: Store) -> None:
+    """Nobody has it, and the reason may be gone: a report about a message that is known by now, for one."""
+    error = replace(RES, status="Error-message-not-found")
     decided(store, copy(state=State.REFUSED, answer=error))
-    assert kept(store, copy(at=T0 + DAY)).answer == error
+    assert kept(store, copy(at=T0 + DAY)) == Recording()
+
+
+def test_what_bounced_without_a_res_is_delivered_again(store: Store) -> None:
+    first = decided(store, copy(answer=None))
+    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(5)
+    assert kept(store, copy(at=T0 + DAY)) == Recording()
+
+
+def test_what_bounced_after_its_ok_is_a_duplicate(store: Store) -> None:
+    first = decided(store, copy())
+    store.answered(first.token, T0, "4R").result(5)
+    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(5)
+    assert kept(store, copy(at=T0 + DAY)).repeated == (FIRST,)
+
+
+@pytest.mark.parametrize(("status", "again"), [("Ok", False), ("Error-network-problem", True), ("Error-service-denied", True)])
+def test_what_an_mmsc_answered_with_an_error_goes_to_it_again(store: Store, status: str, again: bool) -> None:
+    first = decided(store, copy(reply_to="PostMaster@mms.north.example"))
+    said = Message(
+        secrets.token_hex(16), Direction.OUT, "north", "MM4_forward.RES", "4R", "gw", T0 + timedelta(seconds=5), (),
+        answer=replace(RES, status=status), source="local", copy_of=first.token,
+    )  # fmt: skip
+    store.record(said).result(5)
+    assert store.held("t-1", "m-1", None)[0].token == first.token, "until the RES is out"
+    store.answered(said.token, T0 + timedelta(seconds=6), "4S").result(5)
+    assert store.held("t-1", "m-1", None) == ()
+    assert states(store, first) == ["answered"]
+    found = kept(store, copy(at=T0 + DAY))
+    assert found == (Recording() if again else Recording(repeated=(FIRST,), answer=said.answer))
+
+
+def test_of_two_res_of_an_mmsc_one_goes_out(store: Store) -> None:
+    """The second comes again, and finds that nobody waits any more; one that never went out makes room."""
+    first = decided(store, copy(reply_to="PostMaster@mms.north.example"))
+
+    def said(seconds: int) -> Message:
+        return Message(
+            secrets.token_hex(16), Direction.OUT, "north", "MM4_forward.RES", "4R", "gw", T0 + timedelta(seconds=seconds), (),
+            answer=RES, source="local", copy_of=first.token,
+        )  # fmt: skip
+
+    assert not store.record(said(5)).result(5).pending
+    assert store.record(said(6)).result(5).pending
+    last = said(70)
+    assert not store.record(last).result(5).pending, "Postfix refused the first"
+    store.answered(last.token, T0 + timedelta(seconds=71), None).result(5)
+    assert store.record(said(200)).result(5).pending
+
+
+def test_a_clock_that_was_set_back_does_not_shut_a_message_out(store: Store) -> None:
+    kept(store, copy(at=T0 + timedelta(hours=1)))
+    assert kept(store, copy(at=T0)) == Recording()
+
+
+def test_one_id_used_without_end_costs_no_more_and_more(store: Store) -> None:
+    for number in range(300):
+        kept(store, copy(at=T0 + timedelta(seconds=number), digest=f"d{number}", accepted_at=T0))
+    last = copy(at=T0 + timedelta(seconds=301), digest="d299")
+    assert kept(store, last).repeated == (FIRST,)
+    oldest = kept(store, copy(at=T0 + timedelta(seconds=302), digest="d0"))
+    assert (oldest.repeated, bool(oldest.conflict)) == ((), True), "beyond the newest that are looked at"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -215,3 +277,19 @@ def test_what_tells_two_messages_apart(change: dict[str, Any], same: bool) -> No
         return digest(read([Header(name, value) for name, value in req(**more)]))
 
     assert (of() == of(**change)) is same
+
+
+def test_what_could_not_be_kept_in_time_is_withdrawn(store: Store) -> None:
+    """The commit may come after the 451: the peer's next try is not put off by it."""
+    seen = Gateway(ledger=(late := Ledger(late=True)), eom_seconds=0.2).peer("north").mail("<a@mms.north.example>").rcpt()
+    seen.headers(req()).end()
+    assert seen.reply.code == 451
+    assert late.withdrawn == [seen.gateway.runtime.new_token()]
+    message = copy()
+    kept(store, message)
+    store.withdraw(message.token).result(5)
+    assert store.message(message.token) is None
+    assert kept(store, copy(at=T0 + timedelta(seconds=1))) == Recording()
+    stays = decided(store, copy(ids=("t-9", "m-9")))
+    store.withdraw(stays.token).result(5)
+    assert store.message(stays.token) is not None, "Postfix has it"

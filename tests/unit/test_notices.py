@@ -68,6 +68,8 @@ def test_our_originator_gets_a_report_from_the_recipient() -> None:
     assert notice.mail.mail_from == f"{notice.record.token}@mms.gw.example"
     (kept,) = notice.record.transactions
     assert (notice.record.direction, notice.record.peer, notice.record.type) == (Direction.IN, "north", pdu.type)
+    # Our own word, which no peer has said.
+    assert notice.record.source == "local"
     assert (kept.originator, kept.recipient, kept.report, kept.ack_requested) == (THEIRS, OURS, "Rejected", False)
     assert kept.transaction_id == pdu.get("transaction_id") != "t-1"
 

@@ -26,6 +26,7 @@ from fake import CONFIG
 from mm4.cli.main import main
 from mm4.gateway.configfile import parse_config
 from mm4.postfix import maps, pausing
+from mm4.postfix.checks import _held
 from mm4.postfix.mailqueue import queued
 from mm4.postfix.paused import note, paused_peers, strike
 from mm4.protocol.errors import PostfixError
@@ -340,7 +341,7 @@ def copied(config: str, token: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("state", [State.WAITING, State.OVERDUE, State.FAILED])
+@pytest.mark.parametrize("state", [State.WAITING, State.OVERDUE])
 def test_a_retry_makes_a_copy_due_now(mm4: Mm4, config: str, store: Store, state: State) -> None:
     token = kept(store, 1, direction=Direction.OUT, transactions=(transaction(state=state, attempts=3),))
     copied(config, token)
@@ -385,6 +386,7 @@ def test_a_retry_of_what_is_in_the_queue_asks_postfix_and_makes_no_second_copy(
 @pytest.mark.parametrize(
     ("state", "direction", "copy", "why"),
     [
+        (State.FAILED, Direction.OUT, True, "it was given up: its originator was told, who has to send it anew, and its copy is gone"),
         (State.OVERDUE, Direction.OUT, False, "no copy of it is kept; ack.retry of its peer keeps one"),
         (State.ANSWERED, Direction.OUT, True, "only a REQ of ours that nobody has answered is sent again"),
         (State.ACCEPTED, Direction.IN, True, "only a REQ of ours that nobody has answered is sent again"),
@@ -500,7 +502,7 @@ def test_stats_count_what_is_there_and_what_waits(mm4: Mm4, store: Store, config
 
 
 def test_stats_of_an_empty_store(mm4: Mm4, store: Store) -> None:
-    assert mm4("stats").out == "answers owed by us: 0\nanswers awaited: 0\nof them overdue: 0\n"
+    assert mm4("stats").out == "answers owed by us: 0\nof ours that wait for the word of an MMSC or a peer: 0\nanswers awaited: 0\nof them overdue: 0\n"
 
 
 # -- what an operator is told of them
@@ -737,3 +739,68 @@ def test_who_is_paused_is_kept_on_disk(config: str) -> None:
     by_hand.parent.write_text("a file")
     with pytest.raises(PostfixError, match="paused"):
         paused_peers(read)
+
+
+# -- answers that wait for another's word
+
+HELD = {"answer": ANSWER, "reply_to": "PostMaster@mms.north.example"}
+
+
+def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed(config: str, store: Store, mm4: Mm4) -> None:
+    parsed = parse_config(Path(config).read_text(), "mm4.yaml", {})
+    kept(store, 1, **HELD)
+    kept(store, 2, **HELD)
+    kept(store, 3, direction=Direction.OUT, **HELD)
+    kept(store, 4, **HELD)
+    store.answered(f"{4:032x}", T0, "4R").result(10)
+    kept(store, 5, answer=ANSWER)
+    # ack.timeout is 10 minutes.
+    assert list(_held(parsed, store, T0 + timedelta(minutes=11))) == []
+    inward, outward = _held(parsed, store, T0 + timedelta(minutes=30))
+    assert (inward.ok, inward.warning, outward.warning) == (False, True, True)
+    assert inward.text.startswith("2 RES wait for longer than ack.timeout, the MMSC has not said")
+    assert f"the oldest since 2026-11-22 10:01 UTC, peer north, token {1:032x}" in inward.text
+    assert outward.text.startswith("1 RES wait for longer than ack.timeout, the peer has not answered")
+    found = json.loads(mm4("stats", "--json").out)
+    assert (found["held"], found["held_since"], found["owed"]) == (3, "2026-11-22T10:01:00+00:00", 1)
+    assert "of ours that wait for the word of an MMSC or a peer: 3, the oldest since" in mm4("stats").out
+
+
+@pytest.fixture
+def passing(store: Store) -> str:
+    """A REQ that the MMSC has answered, whose RES on its way to the peer was lost; gives the token of that RES."""
+    first = kept(store, 1, **HELD)
+    store.accepted(first, T0).result(10)
+    token = f"{2:032x}"
+    store.record(
+        Message(token, Direction.IN, "local", "MM4_forward.RES", "4X2", "gw", T0, (), answer=ANSWER, copy_of=first)
+    ).result(10)
+    return token
+
+
+def test_the_token_of_a_res_that_passes_through_names_what_it_answers(mm4: Mm4, passing: str, store: Store) -> None:
+    assert [row["token"] for row in store.owed_rows(T0 + timedelta(hours=1), 10)] == [passing]
+    (shown,) = lines(mm4("transactions", "show", "--json", passing))
+    assert (shown["token"], shown["message_id"]) == (f"{1:032x}", "m-1")
+    assert store.trace("0" * 31 + "9") == []
+
+
+def test_a_res_that_passes_through_is_sent_by_hand(mm4: Mm4, passing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm4.cli.transactions._submit", lambda _config, answer: "4NEW")
+    (sent,) = lines(mm4("transactions", "answer", "--yes", "--json", passing))
+    assert (sent["token"], sent["submitted"]) == (passing, "4NEW")
+    assert store.owed_rows(T0 + timedelta(hours=1), 10) == []
+    assert "MM4_forward.RES Ok sent by hand" in [event["what"] for event in store.trace("m-1")[0]["events"]]
+
+
+def test_a_res_that_passes_through_is_forgotten_with_what_it_answers(mm4: Mm4, passing: str, store: Store, postfix: Postfix) -> None:
+    done = mm4("transactions", "forget", "--yes", passing)
+    assert (done.code, store.message(passing) is None) == (1, False)
+    postfix.queue([mail("4NEW", f"{passing}@responder.mm4.invalid")])
+    assert mm4("transactions", "forget", "--yes", "--force", passing).code == 1
+    (tried,) = lines(mm4("transactions", "retry", "--json", passing))
+    assert tried["queue_id"] == "4NEW"
+    postfix.queue([])
+    assert mm4("transactions", "forget", "--yes", "--force", passing).code == 0
+    assert store.message(passing) is store.message(f"{1:032x}") is None
+    assert store.owed_rows(T0 + timedelta(hours=1), 10) == []

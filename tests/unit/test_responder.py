@@ -396,13 +396,13 @@ def report(*groups: tuple[str, str, str], envelope_id: str | None = TOKEN) -> by
 
 @pytest.mark.parametrize("local", [TOKEN, TOKEN.upper(), "+447700900109/TYPE=PLMN"])
 def test_a_bounce_is_noted_for_each_recipient(tmp_path: Path, local: str) -> None:
-    house = House(tmp_path, message(recipients=("+447700900101", "+447700900102", "12345")))
+    house = House(tmp_path, message(recipients=("+447700900101", "+447700900102", "12345", "+447700900103")))
     data = report(
         ("+447700900102/TYPE=PLMN@peer.test.via-p1.mm4.invalid", "failed", "5.1.1"),
         ("447700900101@mmsc.test", "delayed", "4.4.1"),
         ("12345/TYPE=PLMN@peer.test", "relayed", "2.0.0"),
         ("someone@else.test", "failed", "5.0.0"),
-        ("+447700900101/TYPE=PLMN@peer.test", "invented", ""),
+        ("+447700900103/TYPE=PLMN@peer.test", "invented", ""),
     )
     run(lambda: check(house.give(f"{local}@mms.test", data=data, mail_from=""), [250]))
     assert house.store.calls == [
@@ -410,10 +410,35 @@ def test_a_bounce_is_noted_for_each_recipient(tmp_path: Path, local: str) -> Non
         ("event", TOKEN, "delayed", "DSN1", "+447700900101 4.4.1 smtp; no"),
         ("event", TOKEN, "relayed", "DSN1", "12345 2.0.0 smtp; no"),
         ("bounced", TOKEN, "someone@else.test", "5.0.0", "smtp; no", "DSN1"),
-        ("event", TOKEN, "reported", "DSN1", "+447700900101 smtp; no"),
+        ("event", TOKEN, "reported", "DSN1", "+447700900103 smtp; no"),
     ]
     assert house.counted == {"bounce failed": 2, "bounce delayed": 1, "bounce relayed": 1, "bounce other": 1}
     assert house.kept() == []
+
+
+@pytest.mark.parametrize("recipients", [("+447700900101",), ("+447700900101", "+447700900102")])
+def test_a_report_of_thousands_is_a_write_a_recipient_and_a_short_line(
+    tmp_path: Path, recipients: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    house = House(tmp_path, message(recipients=recipients))
+    groups = [("+447700900101@peer.test", "delayed", "4.4.1"), *[("+447700900101@peer.test", "failed", "5.1.1")] * 3000]
+    groups += [(f"{'x' * 500}{n}@else.test", "failed", "5.0.0") for n in range(50)] if len(recipients) > 1 else []
+    run(lambda: check(house.give(f"{TOKEN}@mms.test", data=report(*groups), mail_from=""), [250]))
+    # The failure counts and not the delay before it; of those whom nobody knows one is noted.
+    assert [call[2] for call in house.store.calls if call[0] == "bounced"][:1] == ["+447700900101"]
+    assert len(house.store.calls) == len(recipients)
+    assert sum(house.counted.values()) == len(groups)
+    (line,) = [r.getMessage() for r in caplog.records if "bounce" in r.getMessage() or "action=" in r.getMessage()]
+    assert f"groups={len(groups)}" in line
+    assert len(line) < 1500
+
+
+def test_a_bounce_of_an_answer_is_one_event_whatever_it_repeats(tmp_path: Path) -> None:
+    house = House(tmp_path, message())
+    data = report(*[("system@peer.test", "failed", "5.1.1")] * 100, envelope_id=f"{TOKEN}.answer")
+    run(lambda: check(house.give("system-user@mms.test", data=data, mail_from=""), [250]))
+    assert words(house) == ["event answer bounced"]
 
 
 def test_the_only_recipient_is_meant_whatever_the_next_hop_called_it(tmp_path: Path) -> None:

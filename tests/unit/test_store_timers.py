@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ def test_a_copy_is_claimed_sent_and_noted_until_the_attempts_are_over(store: Sto
         assert store.sent_again(late, sent, f"4B{attempt}", now).result(5)
         assert row(store, token) == transaction(due_at=now, attempts=attempt)
         assert overdue(store, now - timedelta(seconds=1), retries=RETRIES) == []
-    (late,) = overdue(store, now, retries=RETRIES)
+    assert overdue(store, now, retries=RETRIES) == []
+    (late,) = claim(store, now)
     assert (late.state, late.reason) == (State.FAILED, "no RES in time; sent again 2 of 2 times")
     assert claim(store, now) == []
     assert row(store, token).state is State.FAILED
@@ -258,7 +259,8 @@ def test_a_permanent_error_is_an_answer(store: Store, status: str) -> None:
 
 def test_nothing_is_sent_again_after_its_expiry(store: Store) -> None:
     kept(store, expires_at=LATER)
-    (late,) = overdue(store, retries=RETRIES)
+    assert overdue(store, retries=RETRIES) == []
+    (late,) = claim(store)
     assert (late.state, late.reason) == (State.FAILED, "no RES in time; the message has expired")
     assert claim(store) == []
 
@@ -314,7 +316,8 @@ def test_what_has_no_copy_is_what_it_was(store: Store, status: str | None, state
 
 def test_what_failed_is_given_again_until_its_originator_was_told(store: Store) -> None:
     token = kept(store, expires_at=T0)
-    (late,) = overdue(store, retries=RETRIES)
+    assert overdue(store, retries=RETRIES) == []
+    (late,) = claim(store)
     assert overdue(store, LATER + LEASE - timedelta(seconds=1), retries=RETRIES) == []
     (again,) = overdue(store, LATER + LEASE, retries=RETRIES)
     assert (again.row, again.again, late.again) == (late.row, True, False)
@@ -322,6 +325,71 @@ def test_what_failed_is_given_again_until_its_originator_was_told(store: Store) 
     assert overdue(store, LATER + timedelta(days=1), retries=RETRIES) == []
     assert row(store, token).state is State.FAILED
     assert whats(store) == ["failed"]
+
+
+# -- held back
+
+
+class Queue:
+    """What lies in the queue of this host, by queue id."""
+
+    def __init__(self, *queue_ids: str) -> None:
+        self.ids = set(queue_ids)
+
+    def hinders(self, peer: str, recipient: str, queue_ids: Sequence[str | None]) -> str | None:
+        return f"{recipient} still in the queue" if self.ids.intersection(queue_ids) else None
+
+
+def claim_with(store: Store, queue: Queue, now: datetime, limit: int = 8, retries: dict[str, Retry] = RETRIES) -> list[Late]:
+    return store.claim(now, limit, retries, "gw", queue).result(5)[0]
+
+
+@pytest.mark.parametrize("expires_at", [None, LATER])
+def test_what_is_in_the_queue_is_neither_sent_nor_failed_however_long_and_no_attempt(store: Store, expires_at: datetime | None) -> None:
+    token = kept(store, expires_at=expires_at)
+    now, queue, pause = LATER, Queue("4A"), RETRIES["north"].pause(0)
+    for _ in range(10):
+        overdue(store, now, retries=RETRIES)
+        assert claim_with(store, queue, now) == []
+        assert row(store, token) == transaction(state=State.OVERDUE, due_at=now + pause)
+        now += pause
+    queue.ids.clear()
+    assert [what for what in whats(store) if what != "overdue"] == ["held back"]
+    # It has just left: the peer has as long to answer as the first time.
+    assert claim_with(store, queue, now) == []
+    assert claim_with(store, queue, now + pause - timedelta(seconds=1)) == []
+    (late,) = claim_with(store, queue, now + pause)
+    assert late.state is (State.FAILED if expires_at else State.OVERDUE)
+    assert late.attempts == (0 if expires_at else 1)
+    assert [what for what in whats(store) if what not in ("overdue", "failed")] == ["held back", "no longer held back"]
+
+
+def test_the_last_attempt_is_not_failed_while_its_copy_is_in_the_queue(store: Store) -> None:
+    token, retries, now = kept(store), {"north": Retry(600, 1)}, LATER
+    overdue(store, retries=retries)
+    (late,) = claim_with(store, Queue(), now, retries=retries)
+    store.sent_again(late, now, "4B", now).result(5)
+    assert overdue(store, now, retries=retries) == []
+    assert claim_with(store, Queue("4B"), now, retries=retries) == []
+    assert row(store, token).state is State.OVERDUE
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, now, "4R", "gw").result(5)
+    assert (row(store, token).state, row(store, token).due_at) == (State.ANSWERED, None)
+
+
+def test_many_that_are_held_back_do_not_keep_others_from_being_sent(store: Store) -> None:
+    for number in range(50):
+        kept(store, transaction(), queue_id=f"4H{number}")
+    free = kept(store, transaction(due_at=LATER), queue_id="4F")
+    overdue(store, retries=RETRIES)
+    assert [late.token for late in claim_with(store, Queue(*(f"4H{n}" for n in range(50))), LATER, limit=2)] == [free]
+
+
+def test_a_look_is_worth_while_only_for_what_is_to_be_sent_from_here(store: Store) -> None:
+    kept(store)
+    assert not store.any_to_send(LATER, "gw")
+    overdue(store, retries=RETRIES)
+    assert [store.any_to_send(LATER, host) for host in ("gw", "other")] == [True, False]
+    assert store.any_to_send(LATER + ABANDONED, "other")
 
 
 def test_a_copy_is_awaited_while_a_recipient_may_need_it(store: Store) -> None:

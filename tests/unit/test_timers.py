@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -19,9 +21,11 @@ import pytest
 from fake import CONFIG
 from mm4.gateway.config import Config
 from mm4.gateway.configfile import parse_config
+from mm4.postfix.backlog import Backlog, read_backlog
+from mm4.postfix.paused import note
 from mm4.postfix.spool import Spool
 from mm4.postfix.timers import BATCH, LINES, Timers
-from mm4.protocol.errors import StoreError, SubmissionError
+from mm4.protocol.errors import PostfixError, StoreError, SubmissionError
 from mm4.protocol.transaction import Direction, Message, State, Transaction
 from mm4.store import Store
 
@@ -293,7 +297,7 @@ class Sick:
         def call(*arguments: Any) -> Any:
             if self.well:
                 return getattr(self.store, name)(*arguments)
-            if name in ("any_due", "awaited", "message"):
+            if name in ("any_due", "any_to_send", "awaited", "message"):
                 raise StoreError("no disk")
             future: Future[Any] = Future()
             future.set_exception(StoreError("no disk"))
@@ -368,3 +372,95 @@ def test_a_reload_changes_quota_and_retries(tmp_path: Path, store: Store) -> Non
 
     house.run(body)
     assert house.sent == []
+
+
+# -- what is still in the queue
+
+
+def lying(queue_id: str, recipient: str = NUMBER, peer: str = "north") -> dict[str, Any]:
+    """One message as `postqueue -j` tells it."""
+    address = f"{recipient}/TYPE=PLMN@mms.north.example.via-{peer}.mm4.invalid"
+    return {"queue_id": queue_id, "recipients": [{"address": address, "delay_reason": "no route"}]}
+
+
+def test_a_peer_that_is_away_gets_one_copy_and_the_originator_hears_nothing(tmp_path: Path, store: Store) -> None:
+    looks, queue = [], [lying("4A")]
+
+    def look(_: Config) -> Backlog:
+        looks.append(1)
+        return Backlog(queue)
+
+    house = House(tmp_path, store, look=look)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        await until(lambda: house.counted["north", "overdue"])
+        for _ in range(20):
+            house.now += timedelta(hours=1)
+            await asyncio.sleep(0.06)
+        assert house.sent == house.told_of == []
+        assert looks
+        queue.clear()
+        while not house.sent:
+            house.now += timedelta(hours=1)
+            await asyncio.sleep(0.06)
+
+    house.run(body)
+    assert house.told_of == []
+
+
+def test_a_queue_that_cannot_be_read_sends_nothing(tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    def look(_: Config) -> Backlog:
+        raise PostfixError("postqueue: no queue")
+
+    house = House(tmp_path, store, look=look)
+    house.spool.keep(kept(store), SENDER, COPY)
+
+    async def body() -> None:
+        await until(lambda: lines(caplog, logging.ERROR))
+
+    house.run(body)
+    assert house.sent == []
+
+
+def test_only_the_recipient_who_is_still_in_the_queue_waits_for_it() -> None:
+    backlog = Backlog([lying("4A"), {"queue_id": "4R", "recipients": [{"address": "x@responder.mm4.invalid"}]}], ["hub"])
+    assert backlog.hinders("north", NUMBER, ["4A", None]) == "still in Postfix's queue as 4A"
+    assert backlog.hinders("north", NUMBER, ["4X", "4A"]) == "still in Postfix's queue as 4A"
+    assert backlog.hinders("north", "+447700900102", ["4A"]) is None
+    assert backlog.hinders("north", NUMBER, ["4R", None]) is None
+    assert backlog.hinders("hub", NUMBER, [None, None]) == "hub is paused"
+
+
+def test_the_backlog_is_that_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "postqueue"
+    script.write_text(f"#!/bin/sh\n[ $2 = {tmp_path}/postfix ] && echo '{json.dumps(lying('4A'))}'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    text = CONFIG + f"folders: {{state: {tmp_path}, postfix: {tmp_path}/postfix}}\n"
+    here = parse_config(text, "mm4.yaml", {})
+    note(here, "hub", T0)
+    backlog = read_backlog(here)
+    assert backlog.paused == {"hub"}
+    assert backlog.hinders("north", NUMBER, ["4A"])
+
+
+def test_a_reload_that_takes_the_peer_away_while_a_copy_is_under_way_changes_nothing_for_it(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+
+    async def body() -> None:
+        house.gate = asyncio.Event()
+        await until(lambda: (m := store.message(token)) and m.transactions[0].attempts == 1)
+        await asyncio.sleep(0.1)
+        lines = re.sub(r"(?s)  north:.*?(?=  tyntec:)", "", CONFIG).replace("peer: north", "peer: tyntec")
+        house.timers.update(parse_config(lines, "mm4.yaml", {}))
+        house.gate.set()
+        await until(lambda: state(store, token) is State.WAITING)
+
+    house.run(body)
+    message = store.message(token)
+    assert message is not None
+    assert message.transactions[0].due_at == house.now + timedelta(minutes=20)

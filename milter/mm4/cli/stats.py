@@ -42,6 +42,7 @@ def stats(config_file: str, since: datetime | None, as_json: bool) -> None:
     if found["counts"]:
         click.echo()
     _waiting("answers owed by us", found["owed"], found["owed_since"])
+    _waiting("of ours that wait for the word of an MMSC or a peer", found["held"], found["held_since"])
     _waiting("answers awaited", found["waiting"], found["waiting_since"])
     click.echo(f"of them overdue: {found['overdue']}")
     for name, at in paused.items():

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..gateway.config import Config
+from ..gateway.names import TOKEN
 from ..postfix.settings import read_config
 from ..protocol.errors import Mm4Error, UsageError
 from ..protocol.transaction import Direction, State
@@ -151,7 +152,7 @@ def retry_command(identifier: str, config_file: str, as_json: bool) -> int:
     done: list[dict[str, Any]] = []
     with store_of(config.store, write=True) as store:
         rows = _known(store, identifier)
-        tokens = list(dict.fromkeys(row["token"] for row in rows))
+        tokens = _tokens(rows, identifier)
         queue = _in_queue(config, tokens, {row["queue_id"]: row["token"] for row in rows})
         for token in tokens:
             for queue_id in queue.get(token, ()):
@@ -165,13 +166,14 @@ def retry_command(identifier: str, config_file: str, as_json: bool) -> int:
                 done.append({"token": token, "queue_id": None, "what": what})
     if not done:
         states = ", ".join(dict.fromkeys(row["state"] for row in rows))
+        if any(_retried(row, RETRIED) for row in rows):
+            why = "no copy of it is kept; ack.retry of its peer keeps one"
+        elif any(row["state"] == State.FAILED for row in rows):
+            why = "it was given up: its originator was told, who has to send it anew, and its copy is gone"
+        else:
+            why = "only a REQ of ours that nobody has answered is sent again"
         raise _Nothing(
-            f"{identifier}: nothing can be sent again (state {states}): it is not in Postfix's queue, and "
-            + (
-                "no copy of it is kept; ack.retry of its peer keeps one"
-                if any(_retried(row, RETRIED) for row in rows)
-                else "only a REQ of ours that nobody has answered is sent again"
-            )
+            f"{identifier}: nothing can be sent again (state {states}): it is not in Postfix's queue, and {why}"
         )
     for one in done:
         if as_json:
@@ -194,6 +196,12 @@ def _known(store: Any, identifier: str) -> list[dict[str, Any]]:
     if not rows:
         raise _Nothing(f"{identifier}: no such transaction")
     return rows
+
+
+def _tokens(rows: list[dict[str, Any]], identifier: str) -> list[str]:
+    """The tokens of the messages that an identifier names; itself last where it is a passing RES's."""
+    tokens = list(dict.fromkeys(row["token"] for row in rows))
+    return [*tokens, identifier] if TOKEN.match(identifier) and identifier not in tokens else tokens
 
 
 def _in_queue(config: Config, tokens: list[str], queue_ids: dict[str, str]) -> dict[str, list[str]]:
@@ -230,7 +238,7 @@ def forget_command(identifier: str, config_file: str, yes: bool, force: bool, as
     with store_of(config.store, write=True) as store:
         rows = _known(store, identifier)
         tokens = list(dict.fromkeys(row["token"] for row in rows))
-        queue = _in_queue(config, tokens, {row["queue_id"]: row["token"] for row in rows})
+        queue = _in_queue(config, _tokens(rows, identifier), {row["queue_id"]: row["token"] for row in rows})
         if queue:
             there = ", ".join(queue_id for ids in queue.values() for queue_id in ids)
             raise _Nothing(f"{identifier}: stays, it is in Postfix's queue as {there}; mm4 queue shows it")
@@ -269,7 +277,9 @@ def answer_command(identifier: str, config_file: str, yes: bool, as_json: bool) 
     """
     config, _ = read_config(config_file)
     with store_of(config.store, write=True) as store:
-        tokens = list(dict.fromkeys(row["token"] for row in _known(store, identifier)))
+        tokens = _tokens(_known(store, identifier), identifier)
+        if tokens[-1] == identifier:  # a token names one message, which may be the RES that waits to go on
+            tokens = [identifier]
         messages = [m for m in map(store.message, tokens) if m is not None and m.answer is not None]
         # A RES that waits for an MMSC's or a peer's word says nothing yet.
         messages = [m for m in messages if m.reply_to is None or m.answered_at is not None]
@@ -295,7 +305,9 @@ def answer_command(identifier: str, config_file: str, yes: bool, as_json: bool) 
         if message.answered_at is None:
             store.answered(message.token, at, submitted or None).result(_SECONDS)
         what = f"{answer.type} {answer.status} sent by hand"
-        store.event(message.token, at, what, submitted or None, f"to {answer.rcpt_to}").result(_SECONDS)
+        # A RES that passed through is seen in the life of what it answers.
+        shown = message.token if message.transactions else message.copy_of or message.token
+        store.event(shown, at, what, submitted or None, f"to {answer.rcpt_to}").result(_SECONDS)
     if as_json:
         echo_json({"token": message.token, "type": answer.type, "status": answer.status, "to": answer.rcpt_to,
                    "submitted": submitted or None})  # fmt: skip

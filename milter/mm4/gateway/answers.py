@@ -18,7 +18,8 @@ from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write, write_value
-from .config import Local, Peer, domain_of
+from .config import Local, Peer
+from .entries import domain_of
 from .names import public_name, via
 from .routing import Side
 

@@ -11,19 +11,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..protocol.address import Address, Kind, parse_address
+from ..protocol.address import Address, parse_address
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError, Reply
 from ..protocol.headers import Header, unfold
 from ..protocol.pdu import Pdu
 from ..protocol.reader import read
 from ..protocol.transaction import Answer, Direction, Message, State, Transaction
-from .answers import answer_address, compose_answer, mmsc_address, restated
+from .answers import answer_address, compose_answer, mmsc_address
 from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .names import strip_via
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
+from .received import answer_received
 from .reports import REPORTS, addressees, original_of, outward_values
 from .rewriting import (
     COMPLETABLE,
@@ -38,7 +39,7 @@ from .rewriting import (
     system_sender,
 )
 from .routing import LOCAL, Router, Side
-from .verdict import Action, Arrival, Mail, Recipient, Verdict
+from .verdict import Action, Mail, Recipient, Verdict
 
 __all__ = ["decide", "read_mail"]
 
@@ -46,12 +47,6 @@ CORRUPT = "Error-message-format-corrupt"
 UNSUPPORTED = "Error-unsupported-message"
 DENIED = "Error-service-denied"
 NOT_FOUND = "Error-message-not-found"
-
-_SAID_BY_A_RES = frozenset({None, "message_type", "transaction_id", "status_code"})
-"""Fields without which a RES says nothing; None is the header block as a whole."""
-
-_LONGEST_TEXT = 500
-"""Characters of a Status-Text that are worth remembering."""
 
 
 def decide(mail: Mail, router: Router, side: Side) -> Verdict:
@@ -94,7 +89,7 @@ class _Decision:
         if not pdu.mm4:
             return self._refuse(REPLIES[CORRUPT], CORRUPT, "no MM4 header stands in this message")
         if pdu.is_answer:
-            return self._answer_received()
+            return answer_received(self.mail, self.router, self.side, monitor=self.monitor)
         finding = self._finding()
         if finding is not None:
             return self._violation(*finding)
@@ -150,76 +145,6 @@ class _Decision:
         )
 
     # -- what becomes of it
-
-    def _answer_received(self) -> Verdict:
-        """A RES ends here and is never answered.
-
-        One that says of which transaction it speaks and what became of it is taken, whatever else is wrong with it:
-        refused, it would come home to its sender as a bounce, and its REQ would stay unanswered.
-        """
-        pdu = self.pdu
-        errors = {problem.field for problem in pdu.errors}
-        if pdu.type is None or errors & _SAID_BY_A_RES:
-            problem = pdu.errors[0].text if pdu.errors else "unknown type"
-            if self.monitor:
-                return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=problem)
-            status = CORRUPT if pdu.type else UNSUPPORTED
-            return self._refuse(REPLIES[status], status, problem)
-        held = self._held(pdu)
-        if self.side.peer is None:
-            if held is not None:
-                return self._passed_on(held)
-            unwanted = "no REQ waits for this RES: the gateway answers peers, or nobody knows it"
-            return Verdict(Action.DISCARD, ENDED, self.direction, pdu, reason=unwanted)
-        arrival = Arrival(
-            self.side.name,
-            pdu.type,
-            pdu.get("transaction_id"),
-            None if "message_id" in errors else pdu.get("message_id"),
-            pdu.get("status_code"),
-            (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
-            tuple(a.key for a in pdu.get("request_recipients") or () if a.kind is not Kind.INVALID),
-        )
-        reason = pdu.errors[0].text if errors else None
-        if held is not None:
-            return replace(self._passed_on(held), arrival=arrival, reason=reason)
-        return Verdict(
-            Action.DISCARD, ENDED, self.direction, pdu, status=arrival.status, reason=reason, arrival=arrival
-        )
-
-    def _held(self, pdu: Pdu) -> Message | None:
-        """The message whose own RES waits for this one."""
-        ids = pdu.get("transaction_id"), pdu.get("message_id")
-        way = Direction.IN if self.side.peer is None else Direction.OUT
-        kind = (pdu.type or "").removesuffix(".RES") + ".REQ"
-        for message in self.mail.held:
-            fits = any(ids[0] == t.transaction_id and ids[1] in (None, t.message_id) for t in message.transactions)
-            if fits and message.direction is way and message.type == kind and message.answer is not None:
-                return message
-        return None
-
-    def _passed_on(self, held: Message) -> Verdict:
-        """A RES for whom it was waited for: in the terms of the one who asked, with his ids as they were."""
-        pdu, mail = self.pdu, self.mail
-        peer = self.router.config.peers.get(held.peer)
-        dialect = self.router.dialects["3gpp" if held.direction is Direction.OUT or peer is None else peer.dialect]
-        assert held.answer is not None
-        answer = restated(held.answer, pdu.get("status_code"), pdu.get("status_text"), dialect)
-        record = Message(
-            mail.token, self.direction, held.peer, pdu.type or "", mail.queue_id, mail.host, mail.now, (),
-            answer=answer, source=self.side.name, copy_of=held.token,
-        )  # fmt: skip
-        return Verdict(
-            Action.ACCEPT,
-            ACCEPTED,
-            self.direction,
-            pdu,
-            status=answer.status,
-            deleted=tuple(r.raw for r in mail.recipients),
-            added=(commit_recipient(mail.token),),
-            record=record,
-            answers=(answer,),
-        )
 
     def _violation(self, status: str, reason: str) -> Verdict:
         """A REQ that breaks a rule: answered, refused, or let through and logged, as the peer's entry says."""

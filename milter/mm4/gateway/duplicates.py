@@ -51,7 +51,8 @@ def settled(verdict: Verdict, mail: Mail, recording: Recording) -> Verdict:
         if target.destination is None or target.destination.number not in recording.repeated
     )
     served = {target.destination.becomes for target in left if target.destination}
-    if left and served:
+    everybody = {t.recipient for t in verdict.record.transactions} if verdict.record else set()
+    if left and served and not everybody <= set(recording.repeated):
         # New for some: they get it, and the RES speaks for all.
         added = tuple(pair for pair in verdict.added if pair[0] in served or pair == commit_recipient(mail.token))
         reason = f"a duplicate for {len(recording.repeated)} of its recipients"

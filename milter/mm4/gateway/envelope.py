@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
-from .config import domain_of
+from .entries import domain_of
 from .names import TOKEN, is_private
 from .outcomes import ALONE, NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
 from .routing import LOCAL, Router, Side
@@ -93,6 +93,9 @@ def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Desti
     known = own is not None or (side.peer is None and domain_known(router, domain))
     if found is None or found.side == side.name != LOCAL or not _open_to(side, found):
         # Nobody's number, or back to where it came from.
+        if side.peer is None and known and address.kind is Kind.SYSTEM:
+            # A peer's system, to which an MMSC that answers itself sends its RES.
+            return Destination(HOME, address.key, rule="an answer")
         automatic = _automatic(mail_from, known, address)
         return Destination(HOME, address.key, rule="a bounce or a report") if automatic else None
     return found if known or side.peer is not None else None

@@ -17,6 +17,7 @@ from ..protocol.errors import ProtocolError
 from ..protocol.headers import join
 from ..protocol.transaction import Answer, Direction, Message, Original, State, Transaction
 from ..protocol.writer import Verbatim, write
+from .answers import restated
 from .config import Local
 from .dispositions import Disposition, disposition
 from .names import public_name
@@ -89,6 +90,9 @@ def notice_of(
     if source != LOCAL or not found.failed:
         return None
     local = _identity(transaction.originator, router)
+    if message.reply_to and message.answer is not None and message.answered_at is None:
+        # The MMSC asked for a RES that waits for the peer's word, which will not come.
+        return _released(message, transaction, found, detail, router, token, now, host)
     if local.on_bounce == "report" and transaction.delivery_report:
         return _report(message, transaction, found, detail, source, router, token, now, host)
     if local.on_bounce == "res" and message.reply_to and transaction.state is not State.ANSWERED:
@@ -143,7 +147,7 @@ def _report(
         host,
         direction=Direction.IN if peer is None else Direction.OUT,
         peer=message.peer if peer is None else source,
-        source=LOCAL if peer is not None else message.peer,
+        source=LOCAL,
         transaction_id=identifier,
         ack_requested=ack is not None,
         report=found.mm_status,
@@ -192,6 +196,26 @@ def _answer(
     )
     mail = _mail(ANSWER, values, router.dialects["3gpp"], local, _identifier(token, local))
     return Notice(record, Answer(message.reply_to, mail_from, ANSWER, status, mail))
+
+
+def _released(
+    message: Message,
+    transaction: Transaction,
+    found: Disposition,
+    detail: str,
+    router: Router,
+    token: str,
+    now: datetime,
+    host: str,
+) -> Notice:
+    assert message.answer is not None
+    status = found.request_status or "Error-unspecified"
+    answer = restated(message.answer, status, _one_line(detail), router.dialects["3gpp"])
+    record = Message(
+        token, Direction.IN, message.peer, answer.type, "", host, now, (), answer=answer, source=message.peer,
+        copy_of=message.token,
+    )  # fmt: skip
+    return Notice(record, answer)
 
 
 def _mail(pdu: str, values: dict[str, Any], dialect: Dialect, local: Local, identifier: str) -> bytes:

@@ -52,8 +52,6 @@ class Router:
         self._served = sorted(
             ((prefix, local) for local in config.local for prefix in local.numbers), key=lambda item: -len(item[0])
         )
-        self.answering_mmsc = any(peer.answers == "mmsc" for peer in config.peers.values())
-        """Whether some RES waits for another's."""
         self.own_domains = frozenset(local.domain for local in config.local)
 
     def side(self, client: str) -> Side | None:

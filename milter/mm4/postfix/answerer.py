@@ -24,6 +24,7 @@ from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
+from .backlog import read_backlog
 from .cdr import start_cdr_writer
 from .control import say
 from .lmtp import LmtpServer
@@ -124,6 +125,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
         now=lambda: datetime.now(UTC),
         counters=counters,
         told=responder.gave_up,
+        look=read_backlog,
     )
     maildir = Maildir(state / "maildir")
     servers = [
@@ -151,11 +153,13 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             say(configured=True)
         if "drain" in command:
             break
-    if cdr is not None:
-        cdr.stop()
+    # In a thread: deliveries go on while a file of charging records is ended.
+    ending = asyncio.create_task(asyncio.to_thread(cdr.stop)) if cdr is not None else None
     await timers.stop()
     await responder.stop()
     await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
+    if ending is not None:
+        await ending
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.gather(submitter.inner.close(), copier.inner.close()), DRAIN_SECONDS)
     responder.close()

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -36,6 +36,8 @@ log = logging.getLogger("mm4.responder")
 ACTIONS = ("failed", "delayed", "delivered", "relayed", "expanded")  # RFC 3464 2.3.3
 DETAIL_LENGTH = 1000
 """Characters of a diagnostic that are kept; a remote system may write any number."""
+SAID_LENGTH = 300
+"""Characters of one value in the log line that others wrote."""
 SOME_FAILURE = "5.0.0"  # RFC 3463: some permanent failure
 GIVEN_UP = "4.4.0"  # RFC 3463: some network or routing status, which did not pass in time
 
@@ -103,23 +105,29 @@ class Bounces:
             return False
         about = await self._about(local, report, data, said, deadline)
         if about is None:
-            said |= {"message_id": report.message_id, "transaction_id": report.transaction_id}
+            ids = {"message_id": report.message_id, "transaction_id": report.transaction_id}
+            said |= {name: text and _short([text]) for name, text in ids.items()}
             return False
-        said |= {"token": about.message.token, "peer": about.message.peer, "message_id": report.message_id}
+        said |= {"token": about.message.token, "peer": about.message.peer}
+        said["message_id"] = report.message_id and _short([report.message_id])
         groups = report.recipients or _plain_groups(about.message, report)
-        for group in groups:
+        counted = self._counting(about, groups)
+        for concerned, group in counted:
             if about.answer:
                 await self._attempts.retried(partial(self._note_answer, about.message, group, said), deadline)
             else:
                 async with self._attempts.alone(about.message.token):
-                    await self._serve(about.message, group, said, deadline)
-            if self._counters is not None:
+                    await self._serve(about.message, concerned, group, said, deadline)
+        if self._counters is not None:
+            for group in groups:
                 self._counters.bounce(group.action if group.action in ACTIONS else "other")
         if about.answer:
             said["why"] = "the answer bounced"
-        said["recipients"] = ",".join(f"{g.final_recipient or g.original_recipient}" for g in groups)
-        said["action"] = ",".join(group.action or "-" for group in groups)
-        said["status"] = ",".join(group.status or "-" for group in groups)
+        said["recipients"] = _short(g.final_recipient or g.original_recipient for _, g in counted)
+        said["action"] = _short(group.action or "-" for _, group in counted)
+        said["status"] = _short(group.status or "-" for _, group in counted)
+        if len(groups) > len(counted):
+            said["groups"] = len(groups)
         return True
 
     # --- which message
@@ -173,8 +181,9 @@ class Bounces:
 
     # --- what is noted, and who is told
 
-    async def _serve(self, message: Message, group: Recipient, said: dict[str, object], deadline: float) -> None:
-        recipient = self._recipient_of(message, group)
+    async def _serve(
+        self, message: Message, recipient: str, group: Recipient, said: dict[str, object], deadline: float
+    ) -> None:
         at = self._now()
         await self._attempts.retried(partial(self._note, message, group, recipient, at, _queue_id(said)), deadline)
         transaction = next((t for t in message.transactions if t.recipient == recipient), None)
@@ -231,12 +240,16 @@ class Bounces:
         await attempts.retried(
             lambda: attempts.kept(attempts.store.accepted(record.token, at, submitted or None)), deadline
         )
+        if record.copy_of is not None:
+            await attempts.retried(
+                lambda: attempts.kept(attempts.store.answered(record.token, at, submitted or None)), deadline
+            )
         if self._counters is not None:
             self._counters.notice(mail.type, mail.status)
         said |= {"told": mail.type, "report": mail.status, "submitted": submitted}
 
     async def _note(
-        self, message: Message, group: Recipient, recipient: str | None, at: datetime, queue_id: str | None
+        self, message: Message, group: Recipient, recipient: str, at: datetime, queue_id: str | None
     ) -> None:
         detail = (group.diagnostic or f"{group.action} {group.status}")[:DETAIL_LENGTH]
         store = self._attempts.store
@@ -257,24 +270,50 @@ class Bounces:
         store = self._attempts.store
         await self._attempts.kept(store.event(message.token, self._now(), what, _queue_id(said), detail))
 
-    def _recipient_of(self, message: Message, group: Recipient) -> str:
-        """The recorded recipient that a report speaks of.
+    def _counting(self, about: _About, groups: Iterable[Recipient]) -> list[tuple[str, Recipient]]:
+        """The groups that count, with the recorded recipient of each: one a recipient, a failure before all else.
+
+        A report may name a recipient any number of times, and each would be a write. One group speaks of nobody that
+        is recorded. Of a RES there is one recipient.
+        """
+        recipient_of = self._recipients(about.message)
+        found: dict[str | None, tuple[str, Recipient]] = {}
+        for group in groups:
+            recipient, known = recipient_of(group)
+            key = "" if about.answer else recipient if known else None
+            if key not in found or (group.action == "failed" and found[key][1].action != "failed"):
+                found[key] = recipient, group
+        return list(found.values())
+
+    def _recipients(self, message: Message) -> Callable[[Recipient], tuple[str, bool]]:
+        """Tells which recorded recipient a group speaks of, and whether it is one.
 
         It names the address that we gave to the next hop: the one that the configuration gives a number, or one of
         the same number. Where nothing fits, the only recipient must be meant; of several none is, and the address
-        goes to the store as it stands.
+        stays as it stands.
         """
-        recipients = [transaction.recipient for transaction in message.transactions]
-        addresses = [text for text in (group.original_recipient, group.final_recipient) if text]
-        for address in addresses:
-            key = parse_address(address).key
-            for recipient in recipients:
-                given = self._router.route(parse_address(recipient))
-                if recipient.lstrip("+") == key.lstrip("+") or (given and given.becomes == address):
-                    return recipient
-        if len(set(recipients)) == 1:
-            return recipients[0]
-        return parse_address(addresses[0]).key if addresses else ""
+        recipients = list(dict.fromkeys(transaction.recipient for transaction in message.transactions))
+        by_number = {recipient.lstrip("+"): recipient for recipient in reversed(recipients)}
+        given = {r: self._router.route(parse_address(r)) for r in reversed(recipients)}
+        by_address = {way.becomes: recipient for recipient, way in given.items() if way}
+
+        def recipient_of(group: Recipient) -> tuple[str, bool]:
+            addresses = [text for text in (group.original_recipient, group.final_recipient) if text]
+            for address in addresses:
+                recipient = by_number.get(parse_address(address).key.lstrip("+")) or by_address.get(address)
+                if recipient is not None:
+                    return recipient, True
+            if len(recipients) == 1:
+                return recipients[0], True
+            return parse_address(addresses[0]).key if addresses else "", False
+
+        return recipient_of
+
+
+def _short(texts: Iterable[str | None]) -> str:
+    """What others wrote, for a log line."""
+    text = ",".join(f"{text}" for text in texts)
+    return text if len(text) <= SAID_LENGTH else f"{text[:SAID_LENGTH]}..."
 
 
 def _plain_groups(message: Message, report: Report) -> tuple[Recipient, ...]:

@@ -14,12 +14,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..gateway.config import Config, parse_next_hop
+from ..gateway.config import Config
+from ..gateway.entries import parse_next_hop
 from ..gateway.names import RESPONDER_DOMAIN
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
 from ..protocol.dialect import Dialect, is_file
 from ..protocol.errors import LookupUnavailable, PostfixError, StoreError
+from ..protocol.transaction import Direction
 from ..store.store import Store
 from . import maps
 from .instance import Instance
@@ -137,7 +139,9 @@ def _store(config: Config) -> Iterator[Finding]:
         with Store.open(config.store, migrate=False) as store:
             store.ping()
             yield Finding("store", True, "readable and writable")
-            yield from _owed(config, store.owed_rows(datetime.now(UTC) - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
+            now = datetime.now(UTC)
+            yield from _owed(config, store.owed_rows(now - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
+            yield from _held(config, store, now)
     except StoreError as error:
         yield Finding("store", False, str(error), "start mm4 serve once: it makes and migrates the store")
 
@@ -174,6 +178,29 @@ def _owed(config: Config, owed: list[dict[str, Any]]) -> Iterator[Finding]:
             "look for the queue id in Postfix's log: delivered, then mm4 transactions answer TOKEN sends the RES; "
             "refused, then the peer still has it, and mm4 transactions forget --force TOKEN ends it", warning=True,
         )  # fmt: skip
+
+
+def _held(config: Config, store: Store, now: datetime) -> Iterator[Finding]:
+    """RES that wait for the word of an MMSC or a peer for longer than the peer of the message may take."""
+    allowed = {name: timedelta(seconds=peer.ack.timeout) for name, peer in config.peers.items()}
+    shortest = min(allowed.values(), default=timedelta())
+    rows = store.held_rows(now - shortest, _MOST_OWED)
+    late = [row for row in rows if now - row["recorded_at"] > allowed.get(row["peer"], shortest)]
+    sides = (
+        (Direction.IN, "the MMSC has not said what becomes of them", "see why the MMSC sends no RES: its log, and that "
+         "it sends them here; answers: gateway in the peer's entry lets the gateway answer the next ones"),
+        (Direction.OUT, "the peer has not answered", "see mm4 queue and the peer; ack.retry sends again, and "
+         "on_bounce: res in local tells the MMSC at the end"),
+    )  # fmt: skip
+    for direction, who, cure in sides:
+        of_side = [row for row in late if row["direction"] == direction]
+        if of_side:
+            first = of_side[0]
+            yield Finding(
+                "answers", False, f"{len(of_side)} RES wait for longer than ack.timeout, {who}; the oldest since "
+                f"{first['recorded_at']:%Y-%m-%d %H:%M} UTC, peer {first['peer']}, token {first['token']}",
+                f"{cure}; mm4 transactions show TOKEN tells what is known of one", warning=True,
+            )  # fmt: skip
 
 
 def _sockets(config: Config) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
-from ..gateway.config import Config, Endpoint, domain_of
+from ..gateway.config import Config
+from ..gateway.entries import Endpoint, domain_of
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
 from ..protocol.errors import ConfigError, PostfixError
 from .paused import paused_peers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess, start_http_server
 
-from ..gateway.config import Endpoint
+from ..gateway.entries import Endpoint
 from ..gateway.verdict import Verdict
 from ..protocol.errors import Reply
 

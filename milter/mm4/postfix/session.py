@@ -51,7 +51,7 @@ class History(Protocol):
     def copies(self, message: Message, window: timedelta) -> Recording:
         """What of a message came before."""
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """The messages whose own RES waits for the one to this transaction, newest first."""
 
 
@@ -60,6 +60,9 @@ class Ledger(History, Protocol):
 
     def record(self, message: Message, window: timedelta | None) -> concurrent.futures.Future[Recording]:
         """Keep a message and its transactions, and say what of it came before within `window`."""
+
+    def withdraw(self, token: str) -> concurrent.futures.Future[None]:
+        """Forget a message that was refused after all, if it was kept."""
 
     def receive_answer(
         self,
@@ -235,8 +238,9 @@ class Session:
                 question.message_id, direction=question.direction, peer=question.peer, recipient=question.recipient
             )
         held: tuple[Message, ...] = ()
-        if pdu.is_answer and history is not None and self.router.answering_mmsc and pdu.get("transaction_id"):
-            held = history.held(pdu.get("transaction_id"), self.side.name if self.side.peer else None)
+        if pdu.is_answer and history is not None and pdu.get("transaction_id"):
+            peer = self.side.name if self.side.peer else None
+            held = history.held(pdu.get("transaction_id"), pdu.get("message_id"), peer)
         mail = Mail(
             side=self.side.name,
             client=self.client,
@@ -274,7 +278,13 @@ class Session:
             if not self._committed(answering, started):
                 return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
         if verdict.record is not None:
-            return self._settled(verdict, self._committed(store.record(verdict.record, window), started))
+            try:
+                found = self._committed(store.record(verdict.record, window), started)
+            except StoreError:
+                # It may yet be written, and would be undecided: the next copy need not wait for that.
+                store.withdraw(verdict.record.token)
+                raise
+            return self._settled(verdict, found)
         return verdict
 
     def _committed(self, waiting: concurrent.futures.Future[T], started: float) -> T:

@@ -21,13 +21,13 @@ from ..gateway.config import Config
 from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.address import parse_address
-from ..protocol.errors import Mm4Error, StoreError, SubmissionError
+from ..protocol.errors import Mm4Error, PostfixError, StoreError, SubmissionError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Message, State, Transaction
-from ..store.timers import Late
+from ..store.timers import Hindrance, Late
 from .spool import Spool
 
-__all__ = ["Counters", "Store", "Submitter", "Timers", "Told", "noted_only"]
+__all__ = ["Counters", "Look", "Store", "Submitter", "Timers", "Told", "noted_only"]
 
 log = logging.getLogger("mm4.timers")
 
@@ -52,6 +52,11 @@ STORE_SECONDS = 10.0
 AGAIN = timedelta(seconds=30)
 """After which a copy that Postfix did not take is handed to it again."""
 
+LOOK_SECONDS = 120.0
+"""Longest that a look at Postfix's queue may take."""
+
+Look = Callable[[Config], Hindrance]
+"""Finds out what keeps messages from being sent again. Blocks; raises PostfixError."""
 Told = Callable[[Message, Transaction, str], Awaitable[None]]
 """Tells the originator that nothing more is done for a transaction, and why. Called until it returns; after a crash
 once more. Raises Mm4Error or OSError where it has to be tried again."""
@@ -67,11 +72,14 @@ class Store(Protocol):
     def any_due(self, now: datetime) -> bool:
         """Whether anything may be due."""
 
+    def any_to_send(self, now: datetime, host: str) -> bool:
+        """Whether `claim` would find anything."""
+
     def overdue(self, now: datetime, limit: int, retries: Mapping[str, Retry]) -> Future[tuple[list[Late], int]]:
         """Take what is overdue."""
 
     def claim(
-        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str, hindrance: Hindrance | None
     ) -> Future[tuple[list[Late], int]]:
         """Take what is to be sent again."""
 
@@ -110,7 +118,8 @@ class Counters(Protocol):
 class Timers:
     """The loops, in one event loop between `start` and `stop`. `spool` has been opened.
 
-    `host` is the name under which this host's messages are recorded: only their copies lie here.
+    `host` is the name under which this host's messages are recorded: only their copies lie here. Without `look`
+    nothing is held back.
     """
 
     def __init__(
@@ -124,6 +133,7 @@ class Timers:
         now: Callable[[], datetime],
         counters: Counters,
         told: Told = noted_only,
+        look: Look | None = None,
         interval: float = INTERVAL,
         sweep: float = SWEEP,
     ) -> None:
@@ -134,6 +144,9 @@ class Timers:
         self._now = now
         self._counters = counters
         self._told = told
+        self._look = look
+        self._seen: Hindrance | None = None
+        self._look_again = 0.0
         self._interval = interval
         self._sweep_seconds = sweep
         self._stopping = asyncio.Event()
@@ -145,6 +158,7 @@ class Timers:
     def update(self, config: Config) -> None:
         """Take over a new configuration. The spool's folder is fixed."""
         self._retries = config.retries
+        self._look_again = 0.0
         self._router = Router(config)
         self._spool.quota = config.spool.quota
 
@@ -254,9 +268,11 @@ class Timers:
 
     async def _send(self) -> float:
         now = self._now()
-        if not await self._within(asyncio.to_thread(self._store.any_due, now)):
+        if not await self._within(asyncio.to_thread(self._store.any_to_send, now, self._host)):
             return self._interval
-        found, seen = await self._kept(self._store.claim(now, COPIES, self._retries, self._host))
+        # Without retries nothing in the queue matters.
+        hindrance = await self._hindrance() if any(retry.limit for retry in self._retries.values()) else None
+        found, seen = await self._kept(self._store.claim(now, COPIES, self._retries, self._host, hindrance))
         failed = [late for late in found if late.state is State.FAILED]
         self._say(failed)
         results = await asyncio.gather(
@@ -268,6 +284,19 @@ class Timers:
             if isinstance(result, BaseException):
                 raise result
         return BREATH if seen >= COPIES else self._interval
+
+    async def _hindrance(self) -> Hindrance | None:
+        """What stands in the way now; a long queue is looked at seldom, so that this takes little of the time."""
+        if self._look is not None and time.monotonic() >= self._look_again:
+            begun = time.monotonic()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    self._seen = await asyncio.to_thread(self._look, self._router.config)
+            except TimeoutError:
+                raise PostfixError(f"Postfix's queue was not read within {LOOK_SECONDS:g} s") from None
+            now = time.monotonic()
+            self._look_again = now + max(self._interval, 20 * (now - begun))
+        return self._seen
 
     async def _again(self, late: Late) -> None:
         """Send one claimed copy; the store learns what became of it."""
@@ -281,6 +310,8 @@ class Timers:
         mail_from, data = copy
         becomes = self._router.outward(parse_address(late.recipient), late.peer, "retry").becomes
         assert becomes is not None
+        # A reload may take the peer away while the copy is under way.
+        pause = self._retries[late.peer].pause(late.attempts)
         # As the first time: bounces name the token, and none goes to the originator's own system.
         try:
             queue_id = await self._submitter.submit(mail_from, becomes, data, late.token, "FAILURE")
@@ -293,8 +324,7 @@ class Timers:
             return
         self._submission_failed = False
         at = self._now()
-        due_at = at + self._retries[late.peer].pause(late.attempts)
-        await self._kept(self._store.sent_again(late, at, queue_id or None, due_at))
+        await self._kept(self._store.sent_again(late, at, queue_id or None, at + pause))
         self._line(logging.INFO, replace(late, state=State.WAITING), submitted=queue_id or None, reason=late.reason)
         self._counters.unanswered(late.peer, "again")
 

@@ -34,11 +34,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..protocol.charging import RECORD_TYPES, Event, Format, Record
+from ..protocol.retry import TRANSIENT
 from ..protocol.transaction import Direction, State
 from .schema import cdr_files, charges, messages, transactions
 from .writer import Operation
 
-__all__ = ["CdrFile", "Charges", "charge_accepted", "charge_answer"]
+__all__ = ["CdrFile", "Charges", "charge_accepted", "charge_answer", "charge_bounced", "charge_ended"]
 
 T = TypeVar("T")
 
@@ -118,7 +119,14 @@ _RECEIVED = _inserting(
     case((_OUT, messages.c.source), else_=transactions.c.peer),
     messages.c.accepted_at,
     # A message in transit has two ends: it was received from one peer and sent to another.
-    and_(_ACCEPTED, or_(~_OUT, and_(messages.c.source.is_not(None), messages.c.source != "local"))),
+    # What came in from nobody but ourselves is a notice of ours to the MMSC: no peer reported anything.
+    and_(
+        _ACCEPTED,
+        or_(
+            and_(~_OUT, or_(messages.c.source.is_(None), messages.c.source != "local")),
+            and_(_OUT, messages.c.source.is_not(None), messages.c.source != "local"),
+        ),
+    ),
 )
 _ANSWERED = _inserting(
     "answered",
@@ -131,6 +139,24 @@ _ANSWERED = _inserting(
         transactions.c.type == bindparam("a_type"),
         transactions.c.state == State.ANSWERED.value,
         transactions.c.updated_at == _AT,
+        # After an error that may pass, while something is due, the REQ may go again and have another answer.
+        or_(transactions.c.status.not_in(list(TRANSIENT)), transactions.c.due_at.is_(None)),
+    ),
+)
+_ENDED = _inserting(
+    "answered",
+    transactions.c.peer,
+    transactions.c.updated_at,
+    and_(
+        transactions.c.id.in_(bindparam("rows", expanding=True)),
+        _OUT,
+        transactions.c.status.in_(list(TRANSIENT)),
+        or_(
+            transactions.c.state == State.FAILED.value,
+            and_(
+                transactions.c.state.in_([State.ANSWERED.value, State.BOUNCED.value]), transactions.c.due_at.is_(None)
+            ),
+        ),
     ),
 )
 
@@ -143,11 +169,26 @@ def charge_accepted(connection: Connection, token: str, at: datetime) -> None:
 
 
 def charge_answer(connection: Connection, peer: str, type_: str, transaction_id: str, at: datetime) -> None:
-    """Make the records of the RES that came at `at`; only the first to a transaction makes one."""
+    """Make the records of the RES that came at `at`; only the first to a transaction makes one.
+
+    An error that may pass makes none while anything is due: see `charge_ended`.
+    """
     if type_.endswith(".RES"):
         request = type_.removesuffix(".RES") + ".REQ"
         values = {"an_id": transaction_id, "a_peer": peer, "a_type": request, "an_at": at}
         connection.execute(_ANSWERED[connection.dialect.name], values)
+
+
+def charge_ended(connection: Connection, rows: Sequence[int]) -> None:
+    """Make the records of those of the transactions whose last word is an error that might have passed."""
+    if rows:
+        connection.execute(_ENDED[connection.dialect.name], {"rows": list(rows)})
+
+
+def charge_bounced(connection: Connection, token: str) -> None:
+    """As `charge_ended`, for a message that bounced: its REQ is not sent again."""
+    rows = connection.execute(select(transactions.c.id).where(transactions.c.token == token)).scalars()
+    charge_ended(connection, rows.all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,19 +24,20 @@ _SLACK = 1024
 """Bytes by which two copies may differ in size, beside one in a hundred: Received lines, another boundary."""
 
 _SOURCE: BindParameter[str] = bindparam("a_source")
+MOST = 200
+"""Earlier messages with the same ids that are looked at, the newest first: a peer may use ids as often as it likes."""
 _CANDIDATES = (
     select(
         transactions.c.recipient,
+        transactions.c.state,
+        transactions.c.status,
         messages.c.token,
         messages.c.recorded_at,
         messages.c.accepted_at,
         messages.c.digest,
         messages.c.size,
         messages.c.answer_to,
-        messages.c.answer_from,
-        messages.c.answer_type,
         messages.c.answer_status,
-        messages.c.answer_text,
         messages.c.answered_at,
         messages.c.reply_to,
     )
@@ -45,7 +46,9 @@ _CANDIDATES = (
         transactions.c.transaction_id == bindparam("an_id"),
         transactions.c.message_id == bindparam("a_message_id"),
         transactions.c.type == bindparam("a_type"),
-        transactions.c.state != State.DUPLICATE.value,
+        transactions.c.recipient.in_(bindparam("recipients", expanding=True)),
+        # What was refused was delivered to nobody: it is judged again, for the reason may be gone.
+        transactions.c.state.not_in((State.DUPLICATE.value, State.REFUSED.value)),
         # Rows of the first schema name no source: what came in came from its peer.
         or_(
             messages.c.source == _SOURCE,
@@ -55,8 +58,16 @@ _CANDIDATES = (
         ),
         messages.c.recorded_at > bindparam("a_since", type_=messages.c.recorded_at.type),
     )
-    .order_by(transactions.c.id)
+    .order_by(transactions.c.id.desc())
+    .limit(MOST)
 )
+_ANSWER = select(
+    messages.c.answer_to,
+    messages.c.answer_from,
+    messages.c.answer_type,
+    messages.c.answer_status,
+    messages.c.answer_text,
+).where(messages.c.token == bindparam("a_token"))
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtext(:a_key))")
 
 
@@ -68,27 +79,29 @@ def find(connection: Connection, message: Message, window: timedelta) -> Recordi
     transaction_id, message_id = ids.pop()
     if connection.dialect.name == "postgresql":
         # SQLite has the one write lock; here two hosts would each see nothing of the other's row.
-        connection.execute(_LOCK, {"a_key": f"{message.source}\0{transaction_id}"})
+        connection.execute(_LOCK, {"a_key": f"{message.source} {transaction_id}"})
     rows = connection.execute(
         _CANDIDATES,
         {
             "an_id": transaction_id, "a_message_id": message_id, "a_type": message.type, "a_source": message.source,
             "a_since": message.recorded_at - window,
+            "recipients": [transaction.recipient for transaction in message.transactions],
         },
     )  # fmt: skip
-    found: list[Any] = [*rows.all()]
-    wanted = {transaction.recipient for transaction in message.transactions}
-    same = [row for row in found if row.recipient in wanted and _same(row, message)]
-    decided = [row for row in same if row.accepted_at is not None]
+    found: list[Any] = [*rows.all()][::-1]
+    same = [row for row in found if _same(row, message)]
+    decided = [row for row in same if row.accepted_at is not None and _delivered(row)]
     repeated = {row.recipient for row in decided}
     undecided = [row for row in same if row.accepted_at is None and row.recipient not in repeated]
-    if any(message.recorded_at - row.recorded_at < PENDING for row in undecided):
+    # A clock that was set back makes an age negative, and nothing newer.
+    if any(abs(message.recorded_at - row.recorded_at) < PENDING for row in undecided):
         return Recording(pending=True)
-    other = next((row.token for row in found if row.recipient in wanted and not _same(row, message)), None)
+    other = next((row.token for row in found if not _same(row, message)), None)
     # A RES that waits for another's word says nothing yet.
     spoken = (row for row in decided if row.answer_to is not None and (row.reply_to is None or row.answered_at))
     first = next(spoken, None)
-    return Recording(False, tuple(sorted(repeated)), _answer(first) if first is not None else None, other)
+    answer = _answer(connection, first.token) if first is not None else None
+    return Recording(False, tuple(sorted(repeated)), answer, other)
 
 
 def as_recorded(message: Message, found: Recording) -> Message:
@@ -120,5 +133,17 @@ def _same(row: Row[Any], message: Message) -> bool:
     return bool(abs(row.size - message.size) <= _SLACK + max(row.size, message.size) // 100)
 
 
-def _answer(row: Row[Any]) -> Answer:
+def _delivered(row: Row[Any]) -> bool:
+    """Whether the recipient has it: not where it bounced unacknowledged, nor where the MMSC answered with an error.
+
+    Whoever sends such a message again wants it delivered.
+    """
+    if row.reply_to is not None and row.answered_at is not None and row.answer_status != "Ok":
+        return False
+    acknowledged = row.status == "Ok" or (row.answered_at is not None and row.answer_status == "Ok")
+    return bool(row.state != State.BOUNCED.value or acknowledged)
+
+
+def _answer(connection: Connection, token: str) -> Answer:
+    row = connection.execute(_ANSWER, {"a_token": token}).one()
     return Answer(row.answer_to, row.answer_from, row.answer_type, row.answer_status, bytes(row.answer_text))

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, selec
 from ..protocol.transaction import Direction, State
 from .schema import messages, transactions
 
-__all__ = ["PAGE", "Wanted", "by_queue", "listing", "of_number", "owed_rows", "statistics"]
+__all__ = ["PAGE", "Wanted", "by_queue", "held_rows", "listing", "of_number", "owed_rows", "statistics"]
 
 PAGE = 1000
 """Rows of one read."""
@@ -161,6 +161,24 @@ def owed_rows(connection: Connection, older_than: datetime, size: int) -> list[d
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+# Written like the condition of ix_messages_owed, or the index would not be used.
+_HELD = (
+    messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None),
+    messages.c.reply_to.is_not(None),
+)
+
+
+def held_rows(connection: Connection, older_than: datetime, size: int) -> list[dict[str, Any]]:
+    """The oldest `size` messages recorded before `older_than` whose RES waits for the word of an MMSC or of a peer."""
+    query = (
+        select(messages.c.token, messages.c.direction, messages.c.peer, messages.c.recorded_at)
+        .where(*_HELD, messages.c.recorded_at < older_than)
+        .order_by(messages.c.recorded_at)
+        .limit(size)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def statistics(connection: Connection, now: datetime, since: datetime | None) -> dict[str, Any]:
     """Counts by peer, direction, type, state and status; what waits, what is overdue, since when.
 
@@ -175,6 +193,7 @@ def statistics(connection: Connection, now: datetime, since: datetime | None) ->
     owed = select(func.count(), func.min(messages.c.recorded_at)).where(
         messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None), messages.c.reply_to.is_(None)
     )
+    held = select(func.count(), func.min(messages.c.recorded_at)).where(*_HELD)
     waiting = (
         select(func.count(), func.min(messages.c.recorded_at))
         .join(transactions, messages.c.token == transactions.c.token)
@@ -185,10 +204,13 @@ def statistics(connection: Connection, now: datetime, since: datetime | None) ->
         | ((transactions.c.state == State.WAITING.value) & (transactions.c.due_at < now))
     )
     number_owed, oldest_owed = connection.execute(owed).one()
+    number_held, oldest_held = connection.execute(held).one()
     number_waiting, oldest_waiting = connection.execute(waiting).one()
     return {
         "owed": number_owed,
         "owed_since": oldest_owed and oldest_owed.isoformat(),
+        "held": number_held,
+        "held_since": oldest_held and oldest_held.isoformat(),
         "waiting": number_waiting,
         "waiting_since": oldest_waiting and oldest_waiting.isoformat(),
         "overdue": connection.execute(overdue).scalar_one(),

@@ -11,34 +11,23 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert, select
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
 from . import copies
 from .schema import messages, transactions
 from .writer import Operation
 
-__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording"]
+__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
 
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
 
 _INSERT_MESSAGE = insert(messages)
 _INSERT_TRANSACTIONS = insert(transactions)
-_AT = bindparam("an_at", type_=messages.c.recorded_at.type)
-_RELEASE = (
-    update(messages)
-    .where(messages.c.token == bindparam("a_token"), messages.c.answered_at.is_(None))
-    .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
-)
-_ANSWERED = (
-    update(transactions)
-    .where(
-        transactions.c.token == bindparam("a_token"),
-        transactions.c.direction == Direction.IN.value,
-        transactions.c.state.in_((State.RECORDED.value, State.ACCEPTED.value)),
-    )
-    .values(state=State.ANSWERED.value, status=bindparam("a_status"), updated_at=_AT)
+# A RES on its way to who waited for it, not yet shown to be out.
+_UNDER_WAY = select(messages.c.recorded_at, messages.c.answered_at).where(
+    messages.c.copy_of == bindparam("a_token"), messages.c.answer_to.is_not(None)
 )
 _HELD = (
     select(messages.c.token)
@@ -51,8 +40,9 @@ _HELD = (
     )
     .group_by(messages.c.token, messages.c.recorded_at)
     .order_by(messages.c.recorded_at.desc())
-    .limit(10)
+    .limit(100)
 )
+_WITHDRAW = delete(messages).where(messages.c.token == bindparam("token"), messages.c.accepted_at.is_(None))
 _BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
 _ORIGINALS = (
     select(transactions, messages.c.source, messages.c.recorded_at)
@@ -94,9 +84,9 @@ def recording(message: Message, window: timedelta | None) -> Operation[Recording
         if found.repeated:
             marked = copies.as_recorded(message, found)
             kept, parts = _message_row(marked), _transaction_rows(marked)
+        if message.answer is not None and message.copy_of is not None and _under_way(connection, message):
+            return Recording(pending=True)
         connection.execute(_INSERT_MESSAGE, kept)
-        if message.answer is not None and message.copy_of is not None:
-            _release(connection, message, message.answer)
         if parts:
             connection.execute(_INSERT_TRANSACTIONS, parts)
         return found
@@ -104,11 +94,17 @@ def recording(message: Message, window: timedelta | None) -> Operation[Recording
     return operation
 
 
-def _release(connection: Connection, message: Message, answer: Answer) -> None:
-    """Note that the RES that waited for `message` has its word; the mail itself is the answer to `message`."""
-    held = {"a_token": message.copy_of, "a_status": answer.status, "an_at": message.recorded_at}
-    connection.execute(_RELEASE, {**held, "a_text": answer.message})
-    connection.execute(_ANSWERED, held)
+def withdraw(connection: Connection, token: str) -> None:
+    """Remove a message that Postfix has not shown to have, with its transactions."""
+    connection.execute(_WITHDRAW, {"token": token})
+
+
+def _under_way(connection: Connection, message: Message) -> bool:
+    """Whether another RES for the same REQ is out, or may be: the second comes again, and finds nobody waiting."""
+    return any(
+        row.answered_at is not None or abs(message.recorded_at - row.recorded_at) < copies.PENDING
+        for row in connection.execute(_UNDER_WAY, {"a_token": message.copy_of})
+    )
 
 
 def _message_row(message: Message) -> dict[str, Any]:
@@ -172,11 +168,14 @@ def load(connection: Connection, token: str) -> Message | None:
     return _message(row, connection.execute(_OF_TOKEN, {"token": token}))
 
 
-def load_held(connection: Connection, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+def load_held(
+    connection: Connection, transaction_id: str, message_id: str | None, peer: str | None
+) -> tuple[Message, ...]:
     """Read the messages whose own RES waits for the one to this transaction: outward to `peer`, or inward (None)."""
     query = _HELD.where(
         transactions.c.direction == (Direction.IN.value if peer is None else Direction.OUT.value),
         *(() if peer is None else (transactions.c.peer == peer,)),
+        *(() if message_id is None else (transactions.c.message_id == message_id,)),
     )
     found = (load(connection, row.token) for row in connection.execute(query, {"an_id": transaction_id}).all())
     return tuple(message for message in found if message is not None)

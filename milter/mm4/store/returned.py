@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from ..protocol.transaction import Direction, Message
+from ..protocol.transaction import Direction, Message, State
 from .records import load
 from .schema import transactions
 
@@ -19,7 +19,10 @@ def load_returned(
 ) -> tuple[Message, ...]:
     """Read the messages that went this way under these ids, newest first; `message_id` None does not narrow."""
     query = select(transactions.c.token, transactions.c.id).where(
-        transactions.c.transaction_id == transaction_id, transactions.c.direction == direction.value
+        transactions.c.transaction_id == transaction_id,
+        transactions.c.direction == direction.value,
+        # A copy of a message that had come before went nowhere: what comes back is the first.
+        transactions.c.state != State.DUPLICATE.value,
     )
     if message_id is not None:
         query = query.where(transactions.c.message_id == message_id)

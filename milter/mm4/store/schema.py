@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -109,6 +110,8 @@ messages = Table(
     Column("reply_to", String()),
     Column("copy_of", String()),
     Index("ix_messages_queue_id", "queue_id"),
+    Index("ix_messages_copy_of", "copy_of", sqlite_where=text("copy_of IS NOT NULL"),
+          postgresql_where=text("copy_of IS NOT NULL")),
 )
 
 # `mm4 queue` asks for every RES that waits.

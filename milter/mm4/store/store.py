@@ -21,12 +21,12 @@ from ..protocol.errors import StoreError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
 from . import copies, listing, records, timers, trace, transitions, upkeep
-from .charges import Charges, charge_accepted, charge_answer
+from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .database import Database
 from .records import clean
 from .returned import load_returned
 from .schema import transactions
-from .timers import Expired, Late
+from .timers import Expired, Hindrance, Late
 from .upgrade import prepare
 from .writer import Operation, Writer
 
@@ -188,14 +188,17 @@ class Store:
         """
         cleaned = clean(detail)
         return self._write(
-            lambda connection: transitions.bounce(
-                connection,
-                token,
-                recipient=None if recipient is None else clean(recipient),
-                status=clean(status),
-                at=at,
-                queue_id=queue_id,
-                detail=cleaned,
+            self._charged(
+                lambda connection: transitions.bounce(
+                    connection,
+                    token,
+                    recipient=None if recipient is None else clean(recipient),
+                    status=clean(status),
+                    at=at,
+                    queue_id=queue_id,
+                    detail=cleaned,
+                ),
+                lambda connection: charge_bounced(connection, token),
             )
         )
 
@@ -221,16 +224,24 @@ class Store:
         `retries` is by peer's name. The result is what became of them and how many rows were looked at: as many as
         `limit` means that more may be due.
         """
-        return self._write(lambda connection: timers.overdue(connection, now, limit, retries))
+        return self._write(self._timed(lambda connection: timers.overdue(connection, now, limit, retries)))
 
     def claim(
-        self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
+        self,
+        now: datetime,
+        limit: int,
+        retries: Mapping[str, Retry],
+        host: str,
+        hindrance: Hindrance | None = None,
     ) -> Future[tuple[list[Late], int]]:
         """Claim up to `limit` messages that are to be sent again from `host`; `sent_again` or `not_sent` follows.
 
-        Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along.
+        Who does neither within `timers.LEASE` has it claimed by somebody again. What is FAILED comes along; what
+        `hindrance` holds back does not.
         """
-        return self._write(lambda connection: timers.claim(connection, now, limit, retries, host))
+        return self._write(
+            self._timed(lambda connection: timers.claim(connection, now, limit, retries, host, hindrance))
+        )
 
     def sent_again(self, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
         """A claimed message was submitted again: WAITING until `due_at`. The result: nobody had answered yet."""
@@ -239,7 +250,12 @@ class Store:
     def not_sent(self, late: Late, at: datetime, reason: str, again_at: datetime | None) -> Future[None]:
         """A claimed message was not submitted: it is due at `again_at`, or not any more (None)."""
         cleaned = clean(reason)
-        return self._write(lambda connection: timers.not_sent(connection, late, at, cleaned, again_at))
+        return self._write(
+            self._charged(
+                lambda connection: timers.not_sent(connection, late, at, cleaned, again_at),
+                lambda connection: charge_ended(connection, [late.row]),
+            )
+        )
 
     def settle(self, rows: Collection[int]) -> Future[None]:
         """The originators of these FAILED transactions were told; else `overdue` gives them again."""
@@ -248,6 +264,10 @@ class Store:
     def any_due(self, now: datetime) -> bool:
         """Read whether a transaction's `due_at` has passed."""
         return self._read(lambda connection: timers.any_due(connection, now))
+
+    def any_to_send(self, now: datetime, host: str) -> bool:
+        """Read whether `claim` would find anything for this host."""
+        return self._read(lambda connection: timers.any_to_send(connection, now, host))
 
     def awaited(self, tokens: Sequence[str]) -> set[str]:
         """Read which of these messages have a recipient for whom they may have to be sent again."""
@@ -260,6 +280,14 @@ class Store:
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""
         return self._read(lambda connection: records.load(connection, clean(token)))
+
+    def withdraw(self, token: str) -> Future[None]:
+        """Forget a message that was refused before Postfix had it, if it was kept at all."""
+
+        def operation(connection: Connection) -> None:
+            records.withdraw(connection, token)
+
+        return self._write(operation)
 
     def copies(self, message: Message, window: timedelta) -> Recording:
         """Say what of a message came before, and keep nothing."""
@@ -283,12 +311,13 @@ class Store:
             )
         )
 
-    def held(self, transaction_id: str, peer: str | None) -> tuple[Message, ...]:
+    def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """Read the messages whose own RES waits for the one to this transaction, newest first.
 
-        They are those that went to `peer`, or, where that is None, those that came in.
+        They are those that went to `peer`, or, where that is None, those that came in. `message_id` None narrows not.
         """
-        return self._read(lambda connection: records.load_held(connection, clean(transaction_id), peer))
+        cleaned = None if message_id is None else clean(message_id)
+        return self._read(lambda connection: records.load_held(connection, clean(transaction_id), cleaned, peer))
 
     def returned(self, transaction_id: str, message_id: str | None, direction: Direction) -> tuple[Message, ...]:
         """Read the messages of which a returned copy with these ids (unquoted) may be one, newest first.
@@ -342,6 +371,10 @@ class Store:
         """As `owed`, the oldest `limit`, without the answers themselves: see `listing.owed_rows`."""
         return self._read(lambda connection: listing.owed_rows(connection, older_than, limit))
 
+    def held_rows(self, older_than: datetime, limit: int) -> list[dict[str, Any]]:
+        """Read the oldest messages whose RES waits for another's word: see `listing.held_rows`."""
+        return self._read(lambda connection: listing.held_rows(connection, older_than, limit))
+
     def statistics(self, now: datetime, since: datetime | None = None) -> dict[str, Any]:
         """Count and group all transactions: see `listing.statistics`."""
         return self._read(lambda connection: listing.statistics(connection, now, since))
@@ -388,6 +421,17 @@ class Store:
             result = operation(connection)
             charge(connection)
             return result
+
+        return both
+
+    def _timed(self, operation: Operation[tuple[list[Late], int, list[int]]]) -> Operation[tuple[list[Late], int]]:
+        """A step of the timers, and the charging records of what it ended."""
+
+        def both(connection: Connection) -> tuple[list[Late], int]:
+            found, seen, ended = operation(connection)
+            if self._charging:
+                charge_ended(connection, ended)
+            return found, seen
 
         return both
 

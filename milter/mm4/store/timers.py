@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, exists, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, exists, func, insert, or_, select, update
 
 from ..protocol.retry import TRANSIENT, Retry
 from ..protocol.transaction import State
@@ -21,8 +21,10 @@ from .schema import events, messages, transactions
 __all__ = [
     "LEASE",
     "Expired",
+    "Hindrance",
     "Late",
     "any_due",
+    "any_to_send",
     "awaited",
     "claim",
     "expired",
@@ -38,6 +40,19 @@ ABANDONED = timedelta(days=1)
 """After which nobody expects a host any more to send the copies that lie on it."""
 UNDECIDED = timedelta(minutes=1)
 """Shortest pause before a row is looked at again of which Postfix has not yet shown that it has the message."""
+
+LOOKED_AT = 100
+"""Rows that one `claim` looks at: most of what lies in the queue of a peer that is away is only put off."""
+
+_HELD_BACK = "held back"
+_FREE = "no longer held back"
+
+
+class Hindrance(Protocol):
+    """What keeps messages of this host from being sent again: their first copy is not out yet."""
+
+    def hinders(self, peer: str, recipient: str, queue_ids: Sequence[str | None]) -> str | None:
+        """Why nothing is to be sent now to a recipient whose mails had these queue ids; None where nothing hinders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,7 @@ class Expired:
 
 _NOW = bindparam("now", type_=transactions.c.due_at.type)
 _JOINED = (
-    select(transactions, messages.c.host, messages.c.expires_at, messages.c.recorded_at)
+    select(transactions, messages.c.host, messages.c.queue_id, messages.c.expires_at, messages.c.recorded_at)
     .join(messages, messages.c.token == transactions.c.token)
     # Written like the condition of ix_transactions_due, or the index would not be used.
     .where(transactions.c.due_at.is_not(None), transactions.c.due_at <= _NOW)
@@ -92,9 +107,16 @@ _JOINED = (
 )
 _DUE = _JOINED.where(transactions.c.state != State.OVERDUE.value)
 # A copy lies on the host that had the message.
-_TO_SEND = _JOINED.where(
+_OF_HOST = (
     transactions.c.state == State.OVERDUE.value,
     or_(messages.c.host == bindparam("host"), transactions.c.due_at <= bindparam("abandoned", type_=_NOW.type)),
+)
+_TO_SEND = _JOINED.where(*_OF_HOST)
+_ANY_TO_SEND = select(
+    exists()
+    .where(transactions.c.due_at.is_not(None), transactions.c.due_at <= _NOW, *_OF_HOST)
+    .where(messages.c.token == transactions.c.token)
+    .select_from(transactions, messages)
 )
 _ANY_DUE = select(
     exists().where(transactions.c.due_at.is_not(None), transactions.c.due_at <= _NOW).select_from(transactions)
@@ -105,7 +127,6 @@ _DUE_AT = bindparam("a_due", type_=transactions.c.due_at.type)
 _POSTPONE = _BY_ROW.values(due_at=_DUE_AT)
 _SET = _BY_ROW.values(state=bindparam("a_state"), due_at=_DUE_AT, updated_at=_AT)
 _CLAIM = _BY_ROW.values(attempts=bindparam("count"), claimed_at=_AT, due_at=_DUE_AT)
-_KEEP_CLAIM = _BY_ROW.values(due_at=_DUE_AT)
 # Answered or bounced while the copy was under way: that stands, and whoever noted it has set what is due.
 _SENT = _BY_ROW.where(transactions.c.state == State.OVERDUE.value).values(
     state=State.WAITING.value, due_at=_DUE_AT, updated_at=_AT
@@ -144,6 +165,13 @@ _EXPIRED_COPY = (
     .where(transactions.c.sent_as.in_(_IDS))
 )
 _INSERT_EVENTS = insert(events)
+_LAST_EVENTS = select(events.c.transaction_row, events.c.what).where(
+    events.c.id.in_(
+        select(func.max(events.c.id))
+        .where(events.c.transaction_row.in_(bindparam("rows", expanding=True)))
+        .group_by(events.c.transaction_row)
+    )
+)
 _CHUNK = 500
 """Values of one IN: SQLite took 999 for long."""
 
@@ -151,6 +179,11 @@ _CHUNK = 500
 def any_due(connection: Connection, now: datetime) -> bool:
     """Whether anything may be due; asked often, so it only reads."""
     return bool(connection.execute(_ANY_DUE, {"now": now}).scalar())
+
+
+def any_to_send(connection: Connection, now: datetime, host: str) -> bool:
+    """Whether `claim` would find anything; only reads."""
+    return bool(connection.execute(_ANY_TO_SEND, {"now": now, "host": host, "abandoned": now - ABANDONED}).scalar())
 
 
 def awaited(connection: Connection, tokens: Sequence[str]) -> set[str]:
@@ -182,14 +215,20 @@ def expired(connection: Connection, queue_ids: Sequence[str], host: str, now: da
     ]
 
 
-def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry]) -> tuple[list[Late], int]:
+def overdue(
+    connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry]
+) -> tuple[list[Late], int, list[int]]:
     """Take up to `limit` transactions whose time is over through that; gives what became of them, and how many.
 
-    WAITING is OVERDUE, and due for `claim` where its peer's entry in `retries` has attempts left; without any left it
-    is FAILED. An error that may pass is treated the same. What else is found has nothing due any more.
+    The last value are the row ids of those that are not sent again.
+
+    WAITING is OVERDUE, and due for `claim` where its peer's entry in `retries` asks for that. Where nothing is to be
+    sent any more, `claim` fails it, on the host that knows whether it is still in the queue. An error that may pass is
+    treated the same, but FAILED at once: who gave it has the message. What else is found has nothing due any more.
     """
     rows = connection.execute(_DUE, {"now": now, "most": limit}).all()
     found: list[Late] = []
+    ended: list[int] = []
     changes: list[dict[str, Any]] = []
     postponed: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
@@ -206,10 +245,15 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
         retry = retries.get(row.peer, Retry(0, 0))
         if row.state != State.WAITING.value and not (error and retry.limit):
             postponed.append({"a_row": row.id, "a_due": None})
+            ended.append(row.id)
             continue
         reason = error or "no RES in time"
         end = _end(row, retry, now) if retry.limit else None
+        if end and not error:
+            changes.append({"a_row": row.id, "a_state": State.OVERDUE.value, "a_due": now, "an_at": now})
+            continue
         state = State.FAILED if end else State.OVERDUE
+        ended += [row.id] if end else []
         due = now + LEASE if end else now if retry.limit else None
         changes.append({"a_row": row.id, "a_state": state.value, "a_due": due, "an_at": now})
         detail = f"{reason}; {end}" if end else reason
@@ -217,45 +261,79 @@ def overdue(connection: Connection, now: datetime, limit: int, retries: Mapping[
         if end or not error:
             found.append(_late(row, state, detail))
     _write(connection, (_SET, changes), (_POSTPONE, postponed), (_INSERT_EVENTS, notes))
-    return found, len(rows)
+    return found, len(rows), ended
 
 
 def claim(
-    connection: Connection, now: datetime, limit: int, retries: Mapping[str, Retry], host: str
-) -> tuple[list[Late], int]:
+    connection: Connection,
+    now: datetime,
+    limit: int,
+    retries: Mapping[str, Retry],
+    host: str,
+    hindrance: Hindrance | None = None,
+) -> tuple[list[Late], int, list[int]]:
     """Take up to `limit` copies to send again from this host; gives them, with what is FAILED, and how many it saw.
 
-    The attempt counts from now on, and the claim lasts for LEASE; one that ran out unnoted is the same attempt.
+    The last value are the row ids of those that are not sent again.
+
+    The attempt counts from now on, and the claim lasts for LEASE; one that ran out unnoted is the same attempt. What
+    `hindrance` holds back is neither sent nor FAILED, and no attempt: it is looked at again after its pause, and when
+    the way is free its RES has that long to come.
     """
-    values = {"now": now, "most": limit, "host": host, "abandoned": now - ABANDONED}
+    most = max(limit, LOOKED_AT) if hindrance is not None else limit
+    values = {"now": now, "most": most, "host": host, "abandoned": now - ABANDONED}
     rows = connection.execute(_TO_SEND, values).all()
+    held_before = _held_back(connection, rows) if hindrance is not None else set()
     found: list[Late] = []
     changes: list[dict[str, Any]] = []
     claims: list[dict[str, Any]] = []
-    renewed: list[dict[str, Any]] = []
+    postponed: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     for row in rows:
+        if len(found) >= limit:
+            break
         retry = retries.get(row.peer, Retry(0, 0))
         attempts = row.attempts or 0
-        if row.host != host or not retry.limit:
-            state = State.ANSWERED if row.status else State.OVERDUE
-            why = "the peer's entry asks for no retry" if row.host == host else f"its copy is on {row.host}"
-            changes.append({"a_row": row.id, "a_state": state.value, "a_due": None, "an_at": now})
-            notes.append(_note(row, now, "not sent again", why))
-        elif end := _end(row, retry, now):
+        if not retry.limit:
+            notes.append(_end_without(row, now, "the peer's entry asks for no retry", changes))
+            continue
+        if hindrance is not None and row.host == host:
+            reason = hindrance.hinders(row.peer, row.recipient, (row.queue_id, row.sent_as))
+            if reason is not None or row.id in held_before:
+                postponed.append({"a_row": row.id, "a_due": now + retry.pause(attempts)})
+                if reason is None:
+                    notes.append(_note(row, now, _FREE, "its RES may come now"))
+                elif row.id not in held_before:
+                    notes.append(_note(row, now, _HELD_BACK, reason))
+                continue
+        if end := _end(row, retry, now):
             detail = f"{row.status or 'no RES in time'}; {end}"
             changes.append({"a_row": row.id, "a_state": State.FAILED.value, "a_due": now + LEASE, "an_at": now})
             notes.append(_note(row, now, State.FAILED.value, detail))
             found.append(_late(row, State.FAILED, detail))
+        elif row.host != host:
+            notes.append(_end_without(row, now, f"its copy is on {row.host}", changes))
         elif row.claimed_at is not None:
-            renewed.append({"a_row": row.id, "a_due": now + LEASE})
+            postponed.append({"a_row": row.id, "a_due": now + LEASE})
             found.append(_late(row, State.OVERDUE, f"attempt {attempts} of {retry.limit}", attempts))
         else:
             claims.append({"a_row": row.id, "count": attempts + 1, "an_at": now, "a_due": now + LEASE})
             found.append(_late(row, State.OVERDUE, f"attempt {attempts + 1} of {retry.limit}", attempts + 1))
-    writes = (_SET, changes), (_CLAIM, claims), (_KEEP_CLAIM, renewed), (_INSERT_EVENTS, notes)
-    _write(connection, *writes)
-    return found, len(rows)
+    _write(connection, (_SET, changes), (_CLAIM, claims), (_POSTPONE, postponed), (_INSERT_EVENTS, notes))
+    return found, len(rows), [change["a_row"] for change in changes]
+
+
+def _held_back(connection: Connection, rows: Sequence[Row[Any]]) -> set[int]:
+    """Those of the rows to which nothing has happened since they were held back."""
+    last = connection.execute(_LAST_EVENTS, {"rows": [row.id for row in rows]}) if rows else ()
+    return {row.transaction_row for row in last if row.what == _HELD_BACK}
+
+
+def _end_without(row: Row[Any], now: datetime, why: str, changes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Have a row be what it was, with nothing due; gives the event."""
+    state = State.ANSWERED if row.status else State.OVERDUE
+    changes.append({"a_row": row.id, "a_state": state.value, "a_due": None, "an_at": now})
+    return _note(row, now, "not sent again", why)
 
 
 def sent_again(connection: Connection, late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> bool:

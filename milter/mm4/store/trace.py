@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, select, union
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, exists, select, union
 
 from .listing import of_number
 from .schema import events, messages, transactions
@@ -26,12 +26,17 @@ _ROW_DIGITS = 18
 MOST = 1000
 """Transactions that are looked at for one identifier, the newest: a peer may use an id as often as it likes."""
 
+_own = transactions.alias()
 _NAMED: BindParameter[str] = bindparam("named")
 # Searches by index; one condition with OR over two tables would read every row.
 _BY_NAME = union(
     select(transactions.c.id).where(transactions.c.message_id == _NAMED),
     select(transactions.c.id).where(transactions.c.transaction_id == _NAMED),
     select(transactions.c.id).where(transactions.c.token == _NAMED),
+    # A RES that passes through has a token of its own and no transaction: what it answers has.
+    select(transactions.c.id)
+    .join(messages, messages.c.copy_of == transactions.c.token)
+    .where(messages.c.token == _NAMED, ~exists().where(_own.c.token == messages.c.token)),
     *(
         select(transactions.c.id)
         .join(messages, messages.c.token == transactions.c.token)

@@ -60,6 +60,22 @@ _ANSWER_MESSAGE = (
     )
 )
 _ANSWER_STATUS = select(messages.c.answer_status).where(messages.c.token == _TOKEN).scalar_subquery()
+_COPY_OF = select(messages.c.copy_of).where(messages.c.token == _TOKEN, messages.c.type.like("%.RES"))
+_SAID = select(messages.c.answer_status, messages.c.answer_text).where(messages.c.token == _TOKEN)
+_RELEASE = (
+    update(messages)
+    .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None))
+    .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
+)
+_RELEASE_TRANSACTIONS = (
+    update(transactions)
+    .where(
+        transactions.c.token == _TOKEN,
+        transactions.c.direction == Direction.IN.value,
+        transactions.c.state.in_((State.RECORDED.value, State.ACCEPTED.value)),
+    )
+    .values(state=State.ANSWERED.value, status=bindparam("a_status"), updated_at=_AT)
+)
 _INWARD = transactions.c.direction == Direction.IN.value
 _ANSWER_TRANSACTIONS = (
     update(transactions)
@@ -77,6 +93,7 @@ _ANSWER_TRANSACTIONS = (
         updated_at=_AT,
     )
 )
+_WENT_NOWHERE = (State.REFUSED.value, State.DUPLICATE.value, State.SUPPRESSED.value)
 # FOR UPDATE is for PostgreSQL, where two hosts may get the same RES; SQLite has the one write lock.
 _CANDIDATES = (
     select(
@@ -93,8 +110,8 @@ _CANDIDATES = (
         transactions.c.peer == bindparam("a_peer"),
         transactions.c.direction == Direction.OUT.value,
         transactions.c.type == bindparam("a_type"),
-        # What was refused or suppressed never went out: no peer can answer it.
-        transactions.c.state.not_in((State.REFUSED.value, State.SUPPRESSED.value)),
+        # What was refused or suppressed, or had gone before, never went out: no peer can answer it.
+        transactions.c.state.not_in(_WENT_NOWHERE),
     )
     .order_by(transactions.c.id)
     .with_for_update()
@@ -143,8 +160,22 @@ def answer(connection: Connection, token: str, at: datetime, queue_id: str | Non
     values = {"a_token": token, "an_at": at}
     if not connection.execute(_ANSWER_MESSAGE, {**values, "a_queue_id": queue_id}).rowcount:
         return connection.execute(_EXISTS, {"a_token": token}).first() is not None
-    connection.execute(_ANSWER_TRANSACTIONS, values)
+    if not connection.execute(_ANSWER_TRANSACTIONS, values).rowcount:
+        # A message without transactions of its own is a RES that another message waited for.
+        waiting = connection.execute(_COPY_OF, {"a_token": token}).scalar()
+        if waiting is not None:
+            release(connection, waiting, token, at)
     return True
+
+
+def release(connection: Connection, token: str, by: str, at: datetime) -> None:
+    """Note that the RES that the message waited for is out, the first time only; it is that of the message `by`."""
+    said = connection.execute(_SAID, {"a_token": by}).first()
+    if said is None:
+        return
+    held = {"a_token": token, "a_status": said.answer_status, "an_at": at}
+    if connection.execute(_RELEASE, {**held, "a_text": said.answer_text}).rowcount:
+        connection.execute(_RELEASE_TRANSACTIONS, held)
 
 
 def receive_answer(
@@ -217,7 +248,8 @@ def bounce(
     rows = [
         row
         for row in connection.execute(_OF_TOKEN, {"a_token": token})
-        if recipient is None or row.recipient == recipient
+        # What never went anywhere cannot bounce.
+        if recipient in (None, row.recipient) and row.state not in _WENT_NOWHERE
     ]
     if not rows:
         about = detail if recipient is None else f"{recipient}: {detail}"

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, case, delete, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, insert, select, update
 
 from ..protocol.transaction import Direction, State
 from .schema import events, messages, transactions
 
 __all__ = ["RETRIED", "forget", "hurry", "waits"]
 
-RETRIED = (State.WAITING, State.OVERDUE, State.FAILED)
-"""States in which a REQ can be sent again: nobody has answered it."""
+RETRIED = (State.WAITING, State.OVERDUE)
+"""States in which a REQ can be sent again: nobody has answered it. What is FAILED was given up, its originator told and
+its copy dropped."""
 
 
 def hurry(connection: Connection, rows: Sequence[int], at: datetime) -> int:
@@ -58,13 +59,16 @@ def hurry(connection: Connection, rows: Sequence[int], at: datetime) -> int:
 
 def waits(connection: Connection, token: str) -> str | None:
     """What the message still waits for, None where nothing."""
-    row = connection.execute(
-        select(messages.c.answer_to, messages.c.answered_at, messages.c.reply_to).where(messages.c.token == token)
-    ).first()
-    if row is not None and row.answer_to is not None and row.answered_at is None:
-        if row.reply_to is not None:
-            return "its RES waits for the word of an MMSC or of the peer"
-        return "its RES is owed to the peer"
+    rows = connection.execute(
+        select(messages.c.answer_to, messages.c.answered_at, messages.c.reply_to).where(
+            messages.c.token.in_([token, *_passing(connection, token)])
+        )
+    ).all()
+    for row in rows:
+        if row.answer_to is not None and row.answered_at is None:
+            if row.reply_to is not None:
+                return "its RES waits for the word of an MMSC or of the peer"
+            return "its RES is owed to the peer"
     states = connection.execute(select(transactions.c.state).where(transactions.c.token == token)).scalars().all()
     if any(state in (State.WAITING.value, State.OVERDUE.value) for state in states):
         return "the peer's RES is awaited"
@@ -72,14 +76,23 @@ def waits(connection: Connection, token: str) -> str | None:
 
 
 def forget(connection: Connection, token: str, force: bool) -> str | None:
-    """Remove a message with its transactions and events; gives why not, None where it is gone.
+    """Remove a message with its transactions and events, and the RES to it that passed through.
 
-    What still waits for an answer, in either direction, stays without `force`.
+    Gives why not, None where it is gone. What still waits for an answer, in either direction, stays without `force`.
     """
     reason = waits(connection, token)
     if reason is not None and not force:
         return reason
+    tokens = [token, *_passing(connection, token)]
     # The events of its transactions go with them; those of the message have no foreign key.
-    connection.execute(delete(events).where(events.c.token == token))
-    gone = connection.execute(delete(messages).where(messages.c.token == token)).rowcount
+    connection.execute(delete(events).where(events.c.token.in_(tokens)))
+    gone = connection.execute(delete(messages).where(messages.c.token.in_(tokens))).rowcount
     return None if gone else "the store has no such message"
+
+
+def _passing(connection: Connection, token: str) -> Sequence[str]:
+    """The tokens of the RES of an MMSC or a peer to this message: they have no transaction of their own."""
+    query = select(messages.c.token).where(
+        messages.c.copy_of == token, ~exists().where(transactions.c.token == messages.c.token)
+    )
+    return connection.execute(query).scalars().all()

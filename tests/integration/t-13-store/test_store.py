@@ -133,7 +133,10 @@ def _put_off(link: Disk, mta: Mta, since: int, reason: str) -> None:
     assert {(failure.step, failure.code) for failure in mta.failures} == {("end", 451)}
     refusals = link.refusals(since)
     assert len(refusals) == len(mta.failures)
-    assert all(re.search(rf"queue_id=\w{{10,}} .*reason=.*{reason}", line) for line in refusals), refusals
+    # What the store kept too late may be seen by another process before it is withdrawn.
+    said = rf"queue_id=\w{{10,}} .*reason=.*({reason}|the same message is undecided)"
+    assert all(re.search(said, line) for line in refusals), refusals
+    assert any(reason in line for line in refusals)
 
 
 def test_a_store_that_somebody_locks_puts_peers_off_and_loses_no_ack(link: Disk) -> None:

@@ -1,0 +1,165 @@
+"""One value of the configuration: how an address, a domain, a prefix, a network or an endpoint is judged.
+
+Each is an annotated type for the sections in `config`; what is wrong with a value is a ValueError whose text says what
+is expected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, TypeAlias
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BeforeValidator
+
+from .names import PRIVATE_DOMAIN
+from .quantity import parse_duration, parse_size
+
+__all__ = [
+    "Domain",
+    "Duration",
+    "Endpoint",
+    "IPNetwork",
+    "ListenOn",
+    "NetworkName",
+    "NextHop",
+    "OrOff",
+    "Prefix",
+    "Size",
+    "StoreUrl",
+    "SystemAddress",
+    "Text",
+    "domain_of",
+    "judged_domain",
+    "parse_next_hop",
+]
+
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
+_NEXT_HOP = re.compile(r"(?:\[(?P<literal>[^\]\s]+)\]|(?P<name>[^\s:\[\]]+))(?::(?P<port>\d{1,5}))?\Z")
+
+
+def domain_of(address: str) -> str:
+    """The part behind the last `@`, in lower case."""
+    return address.rpartition("@")[2].lower()
+
+
+def parse_next_hop(text: str) -> tuple[str, int | None, bool]:
+    """Host, port (None where not said) and whether it stood in brackets, which skips the MX look-up.
+
+    Raises ValueError where Postfix could not use it.
+    """
+    match = _NEXT_HOP.match(text)
+    if match is None or (match["port"] and not 0 < int(match["port"]) < 65536):
+        raise ValueError('a next hop is written as Postfix wants it: "[192.0.2.10]:25", "[host]:port" or "domain"')
+    literal = match["literal"]
+    return literal or match["name"], int(match["port"]) if match["port"] else None, literal is not None
+
+
+def _string(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            f"has to be a quoted string: YAML read a {type(value).__name__} ({value!r}) here; "
+            'put it in quotes, for example "+49160"'
+        )
+    return value
+
+
+def judged_domain(text: str) -> str:
+    """A domain name in lower case. Raises ValueError for what is none, and for the gateway's own name space."""
+    labels = text.split(".")
+    if len(text) > 253 or len(labels) < 2 or not all(_LABEL.match(label) for label in labels):
+        raise ValueError(f"{text!r} is no domain name, for example mms.mnc001.mcc262.gprs")
+    if ("." + text.lower()).endswith("." + PRIVATE_DOMAIN):
+        raise ValueError(f"{PRIVATE_DOMAIN} is this gateway's own name space")
+    return text.lower()
+
+
+def _email(text: str) -> str:
+    """email-validator judges what we are given to write; special-use domains are ours to allow (.gprs, .test)."""
+    localpart, at, domain = text.rpartition("@")
+    if not at:
+        raise ValueError(f"{text!r} is no address, for example system-user@mms.mnc001.mcc262.gprs")
+    judged_domain(domain)
+    try:
+        # The domain is judged above (MM4 domains such as .gprs are not in DNS); the local part by the library.
+        validate_email(f"{localpart}@mail.com", check_deliverability=False)
+    except EmailNotValidError as error:
+        raise ValueError(f"{text!r} is no address: {error}") from None
+    return f"{localpart}@{domain.lower()}"
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"\+[0-9]{0,15}", text):
+        raise ValueError(f'{text!r} is no number prefix: write a plus and digits in quotes, for example "+49160"')
+    return text
+
+
+def _network(value: str) -> IPNetwork:
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network: {error}; for example 192.0.2.10/32") from None
+
+
+def _store(text: str) -> str:
+    # The text itself stays out of the message: it may hold a password.
+    if not re.match(r"(sqlite:///|postgresql(\+psycopg)?://)[^\s]", text):
+        raise ValueError(
+            "a store is sqlite:////absolute/path/mm4.db, sqlite:///path from this file's folder, or "
+            "postgresql://user@host/name"
+        )
+    return text
+
+
+def _hop(text: str) -> str:
+    parse_next_hop(text)
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_string)]
+Domain = Annotated[Text, AfterValidator(judged_domain)]
+SystemAddress = Annotated[Text, AfterValidator(_email)]
+Prefix = Annotated[Text, AfterValidator(_prefix)]
+NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
+NextHop = Annotated[Text, AfterValidator(_hop)]
+StoreUrl = Annotated[Text, AfterValidator(_store)]
+# YAML reads the plain word off as false, which is what somebody who writes it here means.
+OrOff = BeforeValidator(lambda value: "off" if value is False else value)
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+
+
+class Endpoint(str):
+    """`address:port` to listen on or to connect to; IPv6 in brackets."""
+
+    __slots__ = ()
+
+    @property
+    def host(self) -> str:
+        """The address without brackets."""
+        return self.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return int(self.rpartition(":")[2])
+
+
+def _endpoint(value: Any) -> Endpoint:
+    text = _string(value)
+    host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    try:
+        if not (colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("no port")
+        address = ipaddress.ip_address(host.strip("[]"))
+        if (address.version == 6) != host.startswith("["):
+            raise ValueError("IPv6 stands in brackets")
+    except ValueError:
+        raise ValueError(f'{value!r} is no address with a port such as "192.0.2.1:25" or "[2001:db8::1]:25"') from None
+    return Endpoint(text)
+
+
+ListenOn = Annotated[Endpoint, BeforeValidator(_endpoint)]
