@@ -4,7 +4,7 @@ Session, store (SQLite, opened anew at every restart), responder, spool and time
 a small Postfix: what the milter accepted is committed or lost, now or later, in any order; tokens come when they like,
 and again. The model below knows what was said, committed and delivered, and from that alone what may go out.
 
-A normal run takes about ten seconds and is always the same; `MM4_EXAMPLES=2000 pytest tests/unit/test_life.py` looks longer,
+A normal run takes about seven seconds and is always the same; `MM4_EXAMPLES=2000 pytest tests/unit/test_life.py` looks longer,
 and `MM4_STEPS=80` has it live longer lives.
 """
 
@@ -203,6 +203,8 @@ class Life(RuleBasedStateMachine):
         self.said: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.limbo: list[Mail] = []
         self.tokens: list[Mail] = []
+        self.undecided: set[str] = set()
+        """Tokens of REQs whose second RES came while the first was with Postfix, and nobody knew for how long."""
         self.told: Counter[tuple[str, str, str, str]] = Counter()
         self.start()
 
@@ -298,18 +300,11 @@ class Life(RuleBasedStateMachine):
         self.commit(index)
         self.serve(self.tokens[-1], again=False, kill=None)
 
-    @precondition(lambda self: any(m.answers is None for m in self.limbo))
+    @precondition(lambda self: self.limbo)
     @rule(index=indices)
     def lose(self, index: int) -> None:
-        """Another milter, or the disk, said no after all: the client was told so.
-
-        Left out: a RES that is passed on. The one that waited for it counts as answered once it is recorded, so the
-        same RES again is not passed on.
-        """
-        mails = [m for m in self.limbo if m.answers is None]
-        mail = mails[index % len(mails)]
-        self.limbo.remove(mail)
-        mail.lost = True
+        """Another milter, or the disk, said no after all: the client was told so."""
+        self.limbo.pop(index % len(self.limbo)).lost = True
 
     @precondition(lambda self: self.tokens)
     @rule(index=indices, again=st.booleans(), kill=kills, failing=no)
@@ -377,22 +372,31 @@ class Life(RuleBasedStateMachine):
     def key(self, mail: Mail) -> tuple[Any, ...]:
         return mail.source, mail.kind, mail.bare, mail.content
 
+    @staticmethod
+    def has(mail: Mail, recipient: str) -> bool:
+        """Whether he has it: Postfix does, no MMSC answered with an error, and it did not bounce before anybody was told Ok."""
+        refused = mail.waits and mail.res != [] and OK not in mail.res
+        return mail.seen and not refused and ((recipient, "failed") not in mail.bounces or OK in mail.res)
+
     def judged(self, verdict: Verdict, mail: Mail, lines: Headers) -> None:
         """A REQ of a peer that deserves a RES, or to go on: in the light of its earlier copies."""
-        copies = [m for m in self.mails if self.key(m) == self.key(mail) and m.at > self.now - timedelta(days=15)]
+        # What is refused is refused each time: it was delivered to nobody, and may be mended. A broken copy of what
+        # was delivered is its duplicate.
+        right = [m for m in self.mails if self.key(m) == (*self.key(mail)[:-1], (*mail.content[:-1], "right"))]
+        copies = [m for m in right if m.at > self.now - timedelta(days=15)]
         first = {r: [m for m in copies if r in m.recipients - m.repeated] for r in mail.recipients}
-        repeated = frozenset(r for r, ms in first.items() if any(m.seen for m in ms))
-        fresh = [m for r, ms in first.items() if r not in repeated for m in ms if self.now - m.at < timedelta(minutes=1)]
+        repeated = frozenset(r for r, ms in first.items() if any(self.has(m, r) for m in ms))
+        fresh = [m for r, ms in first.items() if r not in repeated for m in ms if not m.seen and abs(self.now - m.at) < timedelta(minutes=1)]
         if fresh:
             assert (verdict.action, verdict.reply.code) == (Action.TEMPFAIL, 451)
             return
         mail.repeated = repeated
         if repeated == mail.recipients:
-            if mail.waits:
+            if mail.waits or (mail.status and mail.content[-1] != "right"):
                 spoken = [m.status for m in self.mails if m.answers in {c.token for c in copies}]
                 spoken += [m.status for m in copies if m.status]
                 given = verdict.record.answer if verdict.record else None
-                assert given is None or given.status in spoken
+                assert given is None or given.status in (*spoken, mail.status)
                 mail.status = given.status if given else None
             mail.waits = False
         self.accept(verdict, mail, lines)
@@ -420,10 +424,6 @@ class Life(RuleBasedStateMachine):
         subject, asks, size = CONTENTS[content]
         lines = forward(ids, originator, numbers, subject, asks, ack, peer.system)
         if broken:
-            # Ids of their own: a mended REQ with the ids of one that was refused counts as its duplicate, and one that
-            # was refused twice can be reported on.
-            ids = "x-" + bare(ids[0]), "x-" + bare(ids[1])
-            lines = forward(ids, originator, numbers, subject, asks, ack, peer.system)
             lines = [line for line in lines if line[0] != "X-Mms-3GPP-MMS-Version"]
         verdict = self.say(
             peer.client, f"{originator}/TYPE=PLMN@{peer.domain}", [f"{n}/TYPE=PLMN@mms.gw.example" for n in numbers], lines, size
@@ -473,8 +473,7 @@ class Life(RuleBasedStateMachine):
         peer = PEERS[name]
         ours = [m for m in self.mails if m.source == "local" and m.kind == FORWARD]
         known = {m.originator for m in ours if m.target == name and m.bare[1] == bare(mid) and reporter in m.recipients}
-        tid = ids[0] if known else "x-" + bare(ids[0])  # as for a REQ that is refused
-        lines = report(kind, (tid, mid), reporter, told, says, ack, peer.system)
+        lines = report(kind, (ids[0], mid), reporter, told, says, ack, peer.system)
         verdict = self.say(peer.client, peer.system, [f"{told}/TYPE=PLMN@mms.gw.example"], lines)
         if not known and not ack:
             assert (verdict.action, verdict.reply.code) == (Action.REJECT, 550)
@@ -489,7 +488,7 @@ class Life(RuleBasedStateMachine):
         content = (reporter, says, "right" if known else "unknown")
         if verdict.action is Action.TEMPFAIL and originator not in known and known:
             return
-        self.judged(verdict, self.mail(name, kind, (tid, mid), reporter, [originator], content, status, waits=waits), lines)
+        self.judged(verdict, self.mail(name, kind, (ids[0], mid), reporter, [originator], content, status, waits=waits), lines)
 
     @rule(
         name=peers, which=indices, guess=guesses, foreign=no, status=statuses,
@@ -525,22 +524,43 @@ class Life(RuleBasedStateMachine):
         if not any(spoken_of is None or spoken_of & m.recipients for m in fitting):
             assert verdict.record is None or self.store.message(verdict.record.token) is None, "it fits nothing, and ends here"
             return
-        # Which of two with the same ids and other recipients is spoken of is not looked at, nor whether a RES is the
-        # last word for all recipients, or one after which the REQ goes again (so `south` has no retry).
-        waiting = [m for m in fitting if m.waits]
-        self.passed_on(verdict, [m for m in waiting if not self.spoken_for(m)], status, lines, peer.name)
+        # Which of two with the same ids and other recipients is spoken of is not looked at.
+        self.passed_on(verdict, [m for m in fitting if m.waits], status, spoken_of, lines, peer.name)
 
-    def spoken_for(self, mail: Mail) -> bool:
-        return any(m.answers == mail.token and not m.lost for m in self.mails)
+    def waited_for(self, mail: Mail) -> bool:
+        """Whether nobody has noted that its RES is out; the bounce of the REQ is one too."""
+        message = self.store.message(mail.token)
+        assert message is not None
+        return message.answered_at is None
 
-    def passed_on(self, verdict: Verdict, waiting: list[Mail], status: str, lines: Headers, source: str) -> None:
-        """A RES ends here, or goes to the one who waits for it."""
-        if not waiting:
-            assert verdict.action is Action.DISCARD, "no RES is answered, and none passed on unasked"
+    def passed_on(
+        self, verdict: Verdict, asked: list[Mail], status: str, spoken_of: set[str] | None, lines: Headers, source: str
+    ) -> None:
+        """A RES ends here, or goes to the one who waits for it when it is the last word for all recipients."""
+        tokens = {m.token for m in asked}
+        under_way = [m for m in self.mails if m.answers in tokens and not m.res]
+        if verdict.action is Action.TEMPFAIL:
+            # Nobody knows yet whether Postfix has kept the first one.
+            assert any(abs(self.now - m.at) < timedelta(minutes=1) for m in under_way)
             return
-        assert verdict.record is not None, "the RES that is waited for is passed on"
+        waiting = [m for m in asked if self.waited_for(m)]
+        said = [{r: s for r, s in m.stands.items() if s in (OK, PASSING, REFUSED)} for m in waiting]
+        whole = [not spoken_of or m.recipients <= spoken_of | told.keys() for m, told in zip(waiting, said, strict=True)]
+        if verdict.record is None or verdict.action is Action.DISCARD:
+            assert verdict.action is Action.DISCARD, "no RES is answered"
+            assert not whole or not all(whole), "the RES that is waited for is passed on"
+            return
         (held,) = (m for m in waiting if m.token == verdict.record.copy_of)
-        mail = self.mail(source, "RES", held.ids, "", [], status, status, answers=held.token)
+        assert whole[waiting.index(held)], "one word for all"
+        assert verdict.record.answer is not None
+        given = verdict.record.answer.status
+        worst = {s for s in held.stands.values() if s != OK} or {OK}
+        assert given == status or given in worst, "the word of the peer, the first error before Ok"
+        if len(held.stands) == 1 and held.res == []:
+            assert given == status
+        if any(m.answers == held.token and not m.lost for m in under_way):
+            self.undecided.add(held.token)
+        mail = self.mail(source, "RES", held.ids, "", [], given, given, answers=held.token)
         self.accept(verdict, mail, lines)
         assert mail.becomes == ()
 
@@ -612,8 +632,7 @@ class Life(RuleBasedStateMachine):
         verdict = self.say("127.0.0.1", SYSTEM, [SYSTEM], lines)
         # Of two with the same ids and other content the newest is answered, even if Postfix has not shown that it has it.
         same = [m for m in self.mails if m.waits and m.target == "local" and (m.kind, m.bare) == (about.kind, about.bare)]
-        waiting = [m for m in same if not self.spoken_for(m)]
-        self.passed_on(verdict, waiting, status, lines, "local")
+        self.passed_on(verdict, same, status, None, lines, "local")
 
     # -- bounces
 
@@ -673,7 +692,7 @@ class Life(RuleBasedStateMachine):
             assert mail is not None
             self.copy_goes_out(mail, rcpt_to, message)
         else:
-            self.notice_goes_out(rcpt_to, message)
+            self.notice_goes_out(token, rcpt_to, message)
 
     def res_goes_out(self, mail: Mail, rcpt_to: str, message: bytes) -> None:
         held = next((m for m in self.mails if m.token == mail.answers), mail)
@@ -692,6 +711,7 @@ class Life(RuleBasedStateMachine):
         assert len(mail.res) <= 1 + mail.killed, "twice only after a kill"
         if held is not mail:
             held.res.append(mail.status)
+            assert len(held.res) <= 1 + self.killed or held.token in self.undecided, "one RES, and no other that contradicts it"
 
     def copy_goes_out(self, mail: Mail, rcpt_to: str, message: bytes) -> None:
         peer = PEERS[mail.target]
@@ -705,10 +725,20 @@ class Life(RuleBasedStateMachine):
         mail.copies[number] += 1
         assert mail.copies[number] <= peer.retries + self.killed
 
-    def notice_goes_out(self, rcpt_to: str, message: bytes) -> None:
+    def notice_goes_out(self, token: str, rcpt_to: str, message: bytes) -> None:
         """What became of a message, to its originator alone, who asked; once for each recipient."""
         dialect = "tyntec" if "via-tyntec" in rcpt_to else "3gpp"
         pdu = read_message(message, dialect)
+        record = self.store.message(token)
+        if record is not None and record.copy_of is not None:
+            # The RES that our MMSC asked for, instead of the peer's, which will not come.
+            (held,) = (m for m in self.mails if m.token == record.copy_of)
+            assert (held.waits, held.source, rcpt_to) == (True, "local", MMSC)
+            assert self.gone(held, set(held.recipients))
+            held.res.append(str(pdu.get("status_code")))
+            assert pdu.get("status_code") != OK
+            assert len(held.res) <= 1 + self.killed or held.token in self.undecided
+            return
         if pdu.type == "MM4_forward.RES":
             assert (self.on_bounce, rcpt_to) == ("res", MMSC)
             assert pdu.get("status_code") != OK
