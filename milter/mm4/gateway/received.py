@@ -103,8 +103,9 @@ def _final(mail: Mail, router: Router, side: Side, held: Message) -> str | None:
         return None if named and status == "Ok" and not everybody <= named else status
     if status in TRANSIENT and side.peer.ack.retry:
         return None
-    told = {t.recipient: t.status or "Ok" for t in held.transactions if t.state is State.ANSWERED}
-    told |= dict.fromkeys(named or everybody, status)
+    said = {t.recipient: t.status or "Ok" for t in held.transactions if t.state is State.ANSWERED}
+    # The first word of a recipient stands, but for an error that may pass.
+    told = said | {r: status for r in named or everybody if r not in said or said[r] in TRANSIENT}
     if not everybody <= told.keys():
         return None
     return next((told[r] for r in sorted(everybody) if told[r] != "Ok"), "Ok")
