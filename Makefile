@@ -22,7 +22,7 @@ test: setup
 	$(VENV)/python -m pytest
 
 test-fast: setup
-	$(VENV)/python -m pytest -n 2 tests/unit tests/corpus
+	$(VENV)/python -m pytest -n 4 -m "not slow" tests/unit tests/corpus
 
 bench: setup
 	$(VENV)/python tests/bench/run.py

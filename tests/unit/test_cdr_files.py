@@ -311,6 +311,7 @@ def killed(tmp_path: Path, folder: Folder, lines: int, pause: float, host: str) 
     return tokens
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_again_and_again_loses_and_repeats_nothing(
     store: Store, folder: Folder, tmp_path: Path
 ) -> None:

@@ -334,6 +334,7 @@ def test_from_in_a_body_parts_nothing(lint: Lint, file: Write) -> None:
     assert "message" not in only
 
 
+@pytest.mark.slow
 def test_an_mbox_of_ten_thousand_with_a_broken_one_names_it(lint: Lint, file: Write) -> None:
     good = FROM + b"\n" + mail(end=b"\n", body=b"x\n\n")
     path = file(good * 7654 + FROM + b"\n" + NO_ID + b"\n" + good * 2345)

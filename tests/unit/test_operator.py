@@ -237,6 +237,7 @@ _MEASURED = (
 )
 
 
+@pytest.mark.slow
 def test_a_list_of_100_000_rows_takes_no_more_memory_than_a_short_one_and_locks_nobody_out(config: str, store: Store) -> None:
     _fill(store, ROWS)
 

@@ -140,6 +140,7 @@ def test_what_became_due_is_overdue_logged_and_counted(tmp_path: Path, store: St
     assert re.match(f'token={token} peer=hub type=MM4_forward.REQ .*recipient=\\{NUMBER} state=overdue reason="no RES in time"', line)
 
 
+@pytest.mark.slow
 def test_ten_thousand_at_once_are_summed_up_and_nobody_waits_for_them(
     tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
