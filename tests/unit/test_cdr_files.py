@@ -24,7 +24,7 @@ import pytest
 
 import mm4
 import mm4.postfix.cdr as cdr_module
-from mm4.gateway.config import Cdr, Rotate
+from mm4.gateway.host import Cdr, Rotate
 from mm4.postfix.cdr import CdrWriter
 from mm4.protocol.transaction import Direction, Message, Transaction
 from mm4.store import Store
@@ -39,7 +39,7 @@ CHILD = """
 import secrets, sys, threading
 from datetime import UTC, datetime
 from pathlib import Path
-from mm4.gateway.config import Cdr, Rotate
+from mm4.gateway.host import Cdr, Rotate
 from mm4.postfix.cdr import CdrWriter
 from mm4.protocol.transaction import Direction, Message, Transaction
 from mm4.store import Store

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mm4.gateway.config import Cdr, Config, Peer
+from mm4.gateway.config import Config
 from mm4.gateway.configfile import dialect_files, origins, parse_config, place
 from mm4.gateway.entries import parse_next_hop
 from mm4.gateway.example import example
+from mm4.gateway.host import Cdr
+from mm4.gateway.peer import Peer
 from mm4.gateway.quantity import parse_duration, parse_size
 from mm4.gateway.routing import Router
 from mm4.postfix.checks import _peers

@@ -26,7 +26,7 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
 
 
 def _endpoint(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from ..gateway.config import Service  # noqa: PLC0415 - the command line starts quickly
+    from ..gateway.host import Service  # noqa: PLC0415 - the command line starts quickly
 
     try:
         return str(Service(listen=value).listen)

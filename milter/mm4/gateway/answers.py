@@ -18,9 +18,10 @@ from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write, write_value
-from .config import Local, Peer
 from .entries import domain_of
+from .localside import Local
 from .names import public_name, via
+from .peer import Peer
 from .routing import Side
 
 __all__ = ["answer_address", "compose_answer", "mmsc_address", "restated"]

@@ -12,7 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .config import Ack, Cdr, Config, Folders, Local, Peer, PrefixRoute, Rotate, Service, Spool
+from .config import Config
+from .host import Cdr, Folders, Rotate, Service, Spool
+from .localside import Local
+from .peer import Ack, Peer
+from .routes import PrefixRoute
 
 __all__ = ["example"]
 

@@ -18,8 +18,8 @@ from ..protocol.headers import join
 from ..protocol.transaction import Answer, Direction, Message, Original, State, Transaction
 from ..protocol.writer import Verbatim, write
 from .answers import restated
-from .config import Local
 from .dispositions import Disposition, disposition
+from .localside import Local
 from .names import public_name
 from .reports import addressees
 from .rewriting import inward_sender, system_sender

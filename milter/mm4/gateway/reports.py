@@ -15,7 +15,7 @@ from typing import Any
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.pdu import Pdu
 from ..protocol.transaction import Direction, Original
-from .config import Local
+from .localside import Local
 from .outcomes import RECIPIENT_OK
 from .routing import LOCAL, Router, Side
 from .verdict import Destination, Question, Recipient

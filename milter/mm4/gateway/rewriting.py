@@ -19,9 +19,10 @@ from ..protocol.errors import ProtocolError
 from ..protocol.pdu import Found, Pdu
 from ..protocol.values import READERS
 from ..protocol.writer import Verbatim, write_value
-from .config import Local, Peer
 from .edits import MAX_CHANGED, Edit
+from .localside import Local
 from .names import RESPONDER_DOMAIN, public_name
+from .peer import Peer
 from .routing import LOCAL
 from .verdict import Recipient
 

@@ -13,8 +13,10 @@ from ..protocol.address import Address, Kind
 from ..protocol.dialect import Dialect, builtin, is_file
 from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import InternalError
-from .config import Config, Local, Peer
+from .config import Config
+from .localside import Local
 from .names import MAILDIR_DOMAIN, via
+from .peer import Peer
 from .verdict import Destination
 
 __all__ = ["LOCAL", "MAILDIR", "Router", "Side"]

@@ -19,7 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from ..gateway.config import Cdr, Config
+from ..gateway.config import Config
+from ..gateway.host import Cdr
 from ..gateway.logline import logline
 from ..protocol.charging import written
 from ..store.charges import CdrFile, Charges

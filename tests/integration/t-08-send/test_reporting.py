@@ -91,7 +91,11 @@ def test_a_res_with_an_error_and_no_res_are_1(link: Link) -> None:
     done = report(link, "read", received(link, UNKNOWN), "--status", "Read", "--to", ONE, "--wait", "50s", "--json")
     assert (done.returncode, rows(done)) == (1, [(ONE, "answered", "Error-message-not-found")])
     done = report(link, "read", received(link, SILENT), "--status", "Read", "--to", ONE, "--wait")
-    assert (done.returncode, done.stdout.splitlines()[1:]) == (1, [f"{SILENT}  north  waiting  no RES in time"])
+    # It gives up as north's timeout passes: whether the timers came first is theirs to say.
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].split(maxsplit=3) in (
+        [SILENT, "north", state, "no RES in time"] for state in ("waiting", "overdue")
+    )
 
 
 @pytest.mark.parametrize("kind", ["delivery", "read"])

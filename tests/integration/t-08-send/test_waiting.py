@@ -72,7 +72,7 @@ def test_a_res_with_an_error_is_1_and_named(link: Link) -> None:
 
 def test_a_peer_that_says_nothing_is_1_when_its_time_is_over(link: Link) -> None:
     done = send(link, "--to", SILENT, "--wait", "--json")  # north's ack.timeout: 2 s
-    assert (done.returncode, states(done)) == (1, {SILENT: ("waiting", None)})
+    assert (done.returncode, *states(done)[SILENT]) in ((1, state, None) for state in ("waiting", "overdue"))
 
 
 def test_recipients_that_are_refused_are_said_and_the_others_waited_for(link: Link) -> None:

@@ -1,0 +1,97 @@
+"""Our own side of the gateway, as the configuration describes it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import phonenumbers
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from .entries import Domain, NetworkName, NextHop, OrOff, Prefix, SystemAddress, Text, domain_of, judged_domain
+from .section import Section, place
+
+__all__ = ["Local"]
+
+
+class Local(Section):
+    """Our own side: one operator, or one MVNO of several on this host."""
+
+    name: Literal["local"] = Field("local", exclude=True)
+    domain: Domain = Field(description="Our MM4 domain: what stands behind our numbers on the way to a peer.")
+    system_address: SystemAddress = Field(
+        description="Who sends our acks and reports, and where peers send theirs; in `domain`."
+    )
+    region: Annotated[Text, AfterValidator(lambda v: v.upper())] | None = Field(
+        None, description="ISO 3166 country in which a national number (without plus) is read."
+    )
+    numbers: list[Prefix] = Field(
+        min_length=1, description="Prefixes of the numbers we serve; a peer's mail to any other is refused at RCPT."
+    )
+    clients: list[NetworkName] = Field(
+        default_factory=list, description="Networks of the MMSC and applications that may send out."
+    )
+    deliver_to: Text | None = Field(
+        None,
+        description="Envelope address of a subscriber on the local side; {number} is the E.164 number with "
+        "its plus. Any domain but `domain`. Left out: Maildirs below the state folder.",
+    )
+    next_hop: NextHop | None = Field(
+        None,
+        description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
+        "Maildirs below the state folder, one a number.",
+    )
+
+    on_bounce: Annotated[Literal["report", "res", "off"], OrOff] = Field(
+        "report",
+        description="What our side hears of a message of its own that could not be delivered: a delivery report where "
+        "the originator asked for one, an error RES where the MMSC asked for an ack, or nothing (mm4 trace shows it).",
+    )
+    relayed_status: Literal["Indeterminate", "Forwarded", "Retrieved"] = Field(
+        "Indeterminate",
+        description="What a peer with `delivery_report: on_delivery` is told of a message that the MMSC took: "
+        "Retrieved only if handing over is delivery.",
+    )
+    postmaster_to: SystemAddress | None = Field(
+        None,
+        description="Who gets mail to `domain` that is neither MM4 nor a bounce of ours; in any domain but ours. Left "
+        "out: the Maildir `unclaimed` below the state folder.",
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _known_region(cls, value: str | None) -> str | None:
+        if value is not None and value not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError(f"{value!r} is no ISO 3166 country with a numbering plan, for example DE")
+        return value
+
+    @field_validator("deliver_to")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        localpart, at, domain = value.rpartition("@")
+        if not at or "{number}" not in localpart or re.search(r"[{}\s<>]", value.replace("{number}", "")):
+            raise ValueError('deliver_to needs {number} before the @, for example "{number}@mmsc.example.net"')
+        judged_domain(domain)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Local:
+        if domain_of(self.system_address) != self.domain:
+            raise ValueError(
+                place("system_address")
+                + f"system_address has to lie in domain ({self.domain}), or acks to it would not come home"
+            )
+        if self.deliver_to and domain_of(self.deliver_to) == self.domain:
+            raise ValueError(
+                place("deliver_to") + f"deliver_to lies in domain ({self.domain}): bounces come home by that domain; "
+                "use any other domain, for example mmsc." + self.domain
+            )
+        if self.next_hop and not self.deliver_to:
+            raise ValueError(
+                place("next_hop") + "next_hop needs deliver_to: the address under which the local side takes a number"
+            )
+        if self.deliver_to and not self.next_hop:
+            raise ValueError(place("deliver_to") + "deliver_to needs next_hop: where Postfix hands these addresses on")
+        return self

@@ -1,0 +1,88 @@
+"""One link to another operator or hub, as the configuration describes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from .entries import Domain, Duration, NetworkName, NextHop, OrOff, Size, SystemAddress, Text, domain_of
+from .section import Section, place
+
+__all__ = ["Ack", "Peer"]
+
+
+class Ack(Section):
+    """What we ask of the peer for what we send."""
+
+    request: bool = Field(True, description="Whether our forward.REQ asks for a forward.RES.")
+    timeout: Duration = Field(600, description="How long a RES may take before the transaction counts as overdue.")
+    retry: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="How often a message is sent again while no RES comes, or one with an error that may pass; the "
+        "timeout is doubled each time.",
+    )
+
+
+class Peer(Section):
+    """One link to another operator or hub."""
+
+    dialect: Text = Field(
+        "3gpp",
+        description="Header names and rules of this peer: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body or "
+        "tyntec, or the path of your own file ending in .yaml (docs/dialects.md).",
+    )
+    domains: list[Domain] = Field(
+        min_length=1, description="Theirs: what may stand in X-Mms-Originator-System, and where answers may go."
+    )
+    recipient_domain: Domain | None = Field(
+        None, description="What we write behind a number on the way to them. Default: the first of `domains`."
+    )
+    networks: list[NetworkName] = Field(min_length=1, description="Client addresses by which this peer is known.")
+    next_hop: NextHop = Field(description="Where Postfix sends mail for this peer, as in its transport table.")
+    tls: Literal["none", "may", "encrypt", "verify", "secure"] = Field(
+        "may", description="Postfix's TLS security level towards this peer."
+    )
+    system_address: SystemAddress | None = Field(
+        None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
+    )
+    # YAML reads the plain word null as nothing, which is what somebody who writes it here means.
+    mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
+        "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
+    )
+    max_size: Size | None = Field(None, description="Largest message on the wire, both ways. Default: Postfix's limit.")
+    on_violation: Literal["respond", "reject", "monitor"] = Field(
+        "respond",
+        description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
+        "always 5xx, or deliver it and log.",
+    )
+    identity: Literal["strict", "log"] = Field(
+        "log", description="Whether an envelope sender outside `domains` is refused (strict) or let pass."
+    )
+    transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
+    delivery_report: Annotated[Literal["on_delivery", "on_report", "off"], OrOff] = Field(
+        "on_report",
+        description="Who tells this peer that its message was delivered, where it asked: the gateway on delivery or "
+        "failure, the MMSC by its own report, or nobody.",
+    )
+    answers: Literal["gateway", "mmsc"] = Field(
+        "gateway",
+        description="Who answers this peer's REQs: the gateway, as soon as Postfix has them, or the MMSC, whose own "
+        "RES goes out as the peer wants it; and an MMSC that asks this peer for a RES gets it.",
+    )
+    ack: Ack = Field(default_factory=Ack, description="What we ask of this peer for what we send.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Peer:
+        if self.system_address and domain_of(self.system_address) not in self.domains:
+            raise ValueError(
+                place("system_address") + f"system_address has to lie in one of domains ({', '.join(self.domains)})"
+            )
+        return self
+
+    @property
+    def write_domain(self) -> str:
+        """The domain that we write behind a number towards this peer."""
+        return self.recipient_domain or self.domains[0]
