@@ -19,7 +19,7 @@ demo: setup
 	$(VENV)/mm4 demo
 
 test: setup
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -n 3 --dist loadfile
 
 test-fast: setup
 	$(VENV)/python -m pytest -n 4 -m "not slow" tests/unit tests/corpus

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import email
+import itertools
 import json
 import os
 import re
@@ -39,6 +40,8 @@ T = TypeVar("T")
 LOCAL, NORTH, SOUTH, STRANGER = "127.0.0.1", "127.0.0.21", "127.0.0.22", "127.0.0.99"
 """Client addresses: our own side, two peers, and nobody."""
 
+_PORTS = [itertools.cycle(range(first + os.getpid() % 2000, first + 2500)) for first in range(10_000, 30_000, 2_500)]
+
 SECONDS = 60.0
 """Longest wait for anything that should happen within a second or two."""
 
@@ -56,10 +59,17 @@ def wait_for(look: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
 
 
 def free_port(address: str = LOCAL) -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody uses now.
+
+    Below those that the system gives away by itself, and each of pytest-xdist's workers has its own: what was free when
+    it was asked for is free when it is bound.
+    """
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % len(_PORTS)
+    while True:
+        port = next(_PORTS[worker])
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
 
 
 def mm4(*arguments: str, check: bool = True, timeout: float = 60, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ import smtplib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -468,20 +469,27 @@ def test_a_catch_all_alias_takes_no_private_address(operator: Operator) -> None:
 # --- the sandbox's life
 
 
-def test_with_the_daemon_it_comes_up_and_leaves_nothing(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "box", standin=False)
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose sockets fit into the 107 bytes that the system has for their paths."""
+    with tempfile.TemporaryDirectory(prefix="mm4-test-") as name:
+        yield Path(name)
+
+
+def test_with_the_daemon_it_comes_up_and_leaves_nothing(short: Path) -> None:
+    sandbox = Sandbox(short / "box", standin=False)
     try:
         facts = sandbox.ready()
         assert refused(sandbox.port, NUMBER, STRANGER)[0] in (550, 554)
     finally:
         code, said = sandbox.stop()
     assert (code, said) == (0, "")
-    assert leftovers(tmp_path / "box") == []
+    assert leftovers(short / "box") == []
     assert "serving=" in Path(facts["log"]).read_text()
 
 
-def test_two_at_once_and_a_folder_that_only_root_may_enter(tmp_path: Path) -> None:
-    boxes = [tmp_path / "one", tmp_path / "two"]
+def test_two_at_once_and_a_folder_that_only_root_may_enter(short: Path) -> None:
+    boxes = [short / "one", short / "two"]
     for box in boxes:
         box.mkdir(mode=0o700)
     sandboxes = [Sandbox(box, standin=True) for box in boxes]
@@ -492,8 +500,8 @@ def test_two_at_once_and_a_folder_that_only_root_may_enter(tmp_path: Path) -> No
     assert codes == [0, 0]
 
 
-def test_after_a_kill_the_folder_can_be_used_again(tmp_path: Path) -> None:
-    box = tmp_path / "box"
+def test_after_a_kill_the_folder_can_be_used_again(short: Path) -> None:
+    box = short / "box"
     first = Sandbox(box, standin=True)
     first.ready()
     first.process.kill()
@@ -506,26 +514,26 @@ def test_after_a_kill_the_folder_can_be_used_again(tmp_path: Path) -> None:
     assert leftovers(box) == []
 
 
-def test_a_second_one_in_the_same_folder_names_the_first(tmp_path: Path) -> None:
-    first = Sandbox(tmp_path / "box", standin=True)
+def test_a_second_one_in_the_same_folder_names_the_first(short: Path) -> None:
+    first = Sandbox(short / "box", standin=True)
     try:
         first.ready()
-        assert f"process {first.process.pid}" in Sandbox(tmp_path / "box", standin=True).ended()
+        assert f"process {first.process.pid}" in Sandbox(short / "box", standin=True).ended()
     finally:
         assert first.stop()[0] == 0
 
 
-def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(short: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port := free_port()))
         taken.listen()
-        said = Sandbox(tmp_path / "box", standin=True, port=port).ended()
+        said = Sandbox(short / "box", standin=True, port=port).ended()
     assert f"127.0.0.1:{port}: Address already in use" in said
     assert f"ss -ltnp 'sport = :{port}'" in said
 
 
-def test_a_daemon_that_dies_is_started_again(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "box", standin=True)
+def test_a_daemon_that_dies_is_started_again(short: Path) -> None:
+    sandbox = Sandbox(short / "box", standin=True)
     try:
         log = Path(sandbox.ready()["log"])
         pid = int(re.findall(r"standin: started, process (\d+)", log.read_text())[0])
@@ -537,8 +545,8 @@ def test_a_daemon_that_dies_is_started_again(tmp_path: Path) -> None:
         assert sandbox.stop()[0] == 0
 
 
-def test_a_refused_configuration_ends_it(tmp_path: Path) -> None:
-    said = Sandbox(tmp_path / "box", standin=True, refuse=True).ended()
+def test_a_refused_configuration_ends_it(short: Path) -> None:
+    said = Sandbox(short / "box", standin=True, refuse=True).ended()
     assert said.startswith("ConfigError: mm4 serve refuses")
     assert "standin: the configuration is refused" in said
 

@@ -19,6 +19,7 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from fake import CONFIG, req
+from harness import free_port
 from mm4 import __version__
 from mm4.cli import lint as lint_module
 from mm4.cli.main import _COMMANDS, main, run
@@ -503,7 +504,7 @@ class Service(Controller):
     def __init__(self) -> None:
         self.seen: list[tuple[str, list[str], bytes]] = []
         self.rcpt, self.end = "250 OK", "250 OK"
-        super().__init__(self, hostname="127.0.0.1", port=_free_port(), ready_timeout=30)
+        super().__init__(self, hostname="127.0.0.1", port=free_port(), ready_timeout=30)
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
         if self.rcpt.startswith("250") or "900101" in address:
@@ -514,12 +515,6 @@ class Service(Controller):
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         self.seen.append((envelope.mail_from, list(envelope.rcpt_tos), envelope.content))
         return self.end
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -566,7 +561,7 @@ def test_a_message_that_is_refused_is_1(mm4: Mm4, config: str, service: Service)
 
 
 def test_a_service_that_is_away_is_named(mm4: Mm4, config: str) -> None:
-    Path(config).write_text(Path(config).read_text() + f'service: {{listen: "127.0.0.1:{_free_port()}"}}\n')
+    Path(config).write_text(Path(config).read_text() + f'service: {{listen: "127.0.0.1:{free_port()}"}}\n')
     done = mm4(*SEND, config, "--text", "x")
     assert done.code == 1
     assert "cannot be reached" in done.line
