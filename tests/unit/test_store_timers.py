@@ -196,6 +196,7 @@ def test_a_copy_is_claimed_sent_and_noted_until_the_attempts_are_over(store: Sto
 def test_the_pause_is_doubled_each_time_and_ends_somewhere() -> None:
     assert [Retry(600, 9).pause(n) for n in range(4)] == [timedelta(seconds=s) for s in (600, 1200, 2400, 4800)]
     assert Retry(10**9 * 86400, 10).pause(10) == timedelta(days=30)
+    assert Retry(600, 2).pause(9) == Retry(600, 2).longest == timedelta(minutes=40)
 
 
 def test_a_claim_that_runs_out_is_the_same_attempt(store: Store) -> None:
@@ -390,6 +391,69 @@ def test_a_look_is_worth_while_only_for_what_is_to_be_sent_from_here(store: Stor
     overdue(store, retries=RETRIES)
     assert [store.any_to_send(LATER, host) for host in ("gw", "other")] == [True, False]
     assert store.any_to_send(LATER + ABANDONED, "other")
+
+
+AHEAD = {
+    "waiting": (State.WAITING, {}, timedelta(minutes=10)),
+    "sent again once": (State.WAITING, {"attempts": 1}, timedelta(minutes=20)),
+    "sent again more often than the entry says now": (State.WAITING, {"attempts": 9}, timedelta(minutes=40)),
+    "an error that may pass": (State.ANSWERED, {"status": "Error-network-problem"}, timedelta(minutes=10)),
+    "to be sent again": (State.OVERDUE, {}, timedelta()),
+    "its originator is to be told": (State.FAILED, {}, LEASE),
+}
+
+
+@pytest.mark.parametrize(("state", "values", "pause"), AHEAD.values(), ids=AHEAD)
+def test_what_a_clock_put_too_far_ahead_is_due_when_its_peer_s_entry_says(
+    store: Store, state: State, values: dict[str, Any], pause: timedelta
+) -> None:
+    token = kept(store, transaction(state=state, **values))
+    longest = timedelta(minutes=40)
+    assert store.ahead(DUE - longest, 9, RETRIES, "gw") == [], "as late as it may be"
+    now = DUE - longest - timedelta(seconds=1)
+    assert store.ahead(now, 9, RETRIES, "other") == [], "of its own clock each host knows"
+    assert store.ahead(now, 9, {"south": Retry(600, 2)}, "gw") == []
+    found = store.ahead(now, 9, RETRIES, "gw")
+    assert [(one.before, one.due_at) for one in found] == [(DUE, now + pause)]
+    store.set_due(found).result(5)
+    assert row(store, token).due_at == now + pause
+    assert store.ahead(now, 9, RETRIES, "gw") == []
+    assert whats(store) == []
+
+
+def test_a_claim_of_a_clock_that_was_ahead_runs_out_and_is_the_same_attempt(store: Store) -> None:
+    kept(store)
+    overdue(store, retries=RETRIES)
+    (late,) = claim(store)
+    now = LATER - timedelta(days=1)
+    store.set_due(store.ahead(now, 9, RETRIES, "gw")).result(5)
+    assert claim(store, now + LEASE - timedelta(seconds=1)) == [], "whoever has it may be sending it"
+    (again,) = claim(store, now + LEASE)
+    assert again.attempts == late.attempts == 1
+
+
+def test_what_happens_before_a_time_is_set_back_stands(store: Store) -> None:
+    token = kept(store)
+    found = store.ahead(T0 - timedelta(days=1), 9, RETRIES, "gw")
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0, "4C", "gw").result(5)
+    store.set_due(found).result(5)
+    assert (row(store, token).state, row(store, token).due_at) == (State.ANSWERED, None)
+
+
+def test_what_postfix_has_not_shown_to_have_keeps_its_pauses_until_it_has(store: Store) -> None:
+    token = kept(store, transaction(state=State.RECORDED))
+    now = T0 - timedelta(days=1)
+    assert store.ahead(now, 9, RETRIES, "gw") == []
+    store.accepted(token, now).result(5)
+    assert [one.due_at for one in store.ahead(now, 9, RETRIES, "gw")] == [now + timedelta(minutes=10)]
+
+
+def test_a_life_is_told_in_the_order_in_which_it_happened_whatever_the_clock_was(store: Store) -> None:
+    token = kept(store)
+    store.accepted(token, T0).result(5)
+    overdue(store, T0 + timedelta(days=2))
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0 + timedelta(days=1), "4C", "gw").result(5)
+    assert whats(store) == ["accepted by Postfix", "overdue", "late answer"]
 
 
 def test_a_copy_is_awaited_while_a_recipient_may_need_it(store: Store) -> None:

@@ -56,7 +56,7 @@ class House:
         self.told_failures = 0
         self.timers = Timers(
             store=store, submitter=self, spool=self.spool, config=config(), host="gw", now=lambda: self.now,
-            counters=self, told=self.told, **{"interval": 0.01, "sweep": 0.01, **options},
+            counters=self, told=self.told, **{"interval": 0.01, "sweep": 0.01, "nearer": 0.01, **options},
         )  # fmt: skip
 
     async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None) -> str:
@@ -287,6 +287,26 @@ def test_a_clock_stepped_back_and_far_ahead_neither_spins_nor_repeats(tmp_path: 
     assert house.counted == {("hub", "overdue"): 1}
 
 
+def test_what_waits_when_the_clock_is_set_back_is_overdue_in_its_time_and_said_once(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path, store)
+    tokens = [kept(store, peer="hub") for _ in range(BATCH + 20)]
+    house.now = T0 - timedelta(days=1)
+
+    async def body() -> None:
+        await until(lambda: lines(caplog, logging.WARNING))
+        house.now += timedelta(seconds=599)
+        await asyncio.sleep(0.1)
+        assert store.counts() == {"out/waiting": len(tokens)}
+        house.now += timedelta(seconds=2)
+        await until(lambda: store.counts() == {"out/overdue": len(tokens)})
+
+    house.run(body)
+    assert lines(caplog, logging.WARNING)[0] == f'clock="set back" due_sooner={len(tokens)}'
+    assert house.counted == {("hub", "overdue"): len(tokens)}
+
+
 class Sick:
     """A store that is not there until it is."""
 
@@ -298,7 +318,7 @@ class Sick:
         def call(*arguments: Any) -> Any:
             if self.well:
                 return getattr(self.store, name)(*arguments)
-            if name in ("any_due", "any_to_send", "awaited", "message"):
+            if name in ("ahead", "any_due", "any_to_send", "awaited", "message"):
                 raise StoreError("no disk")
             future: Future[Any] = Future()
             future.set_exception(StoreError("no disk"))
@@ -320,7 +340,7 @@ def test_a_store_that_fails_is_said_once_and_asked_again(tmp_path: Path, store: 
 
     house.run(body)
     said = lines(caplog, logging.ERROR)
-    assert sorted(line.partition(" ")[0] for line in said) == ["timer=mark", "timer=send", "timer=sweep"]
+    assert sorted(line.partition(" ")[0] for line in said) == ["timer=mark", "timer=nearer", "timer=send", "timer=sweep"]
 
 
 def test_a_stop_while_a_copy_is_under_way_is_prompt_and_the_copy_is_not_forgotten(tmp_path: Path, store: Store) -> None:

@@ -1,8 +1,9 @@
 """The timers of the responder's process: what is overdue is noted, sent again, or given up.
 
-Three loops ask the store for little at a time, so that tokens never wait for them: one marks what is overdue, one
-sends copies again, one drops copies that nobody needs. What is due stands in the store by the wall clock, so it
-outlives any restart; the loops sleep by the monotonic clock and never spin. Any number of processes may run them. A
+Four loops ask the store for little at a time, so that tokens never wait for them: one marks what is overdue, one
+sends copies again, one drops copies that nobody needs, one sees to it that a clock that was set back keeps nothing
+waiting. What is due stands in the store by the wall clock, so it outlives any restart; the loops sleep by the
+monotonic clock and never spin. Any number of processes may run them. A
 store, disk or Postfix that fails is logged once, and tried again until it works.
 """
 
@@ -24,6 +25,7 @@ from ..protocol.address import parse_address
 from ..protocol.errors import Mm4Error, PostfixError, StoreError, SubmissionError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Message, State, Transaction
+from ..store.clock import Ahead
 from ..store.timers import Hindrance, Late
 from .spool import Spool
 
@@ -44,6 +46,8 @@ INTERVAL = 1.0
 """Seconds between two looks, when nothing is due."""
 BREATH = 0.05
 """Seconds between two batches, for the other writers of the store."""
+AHEAD = 5.0
+"""Seconds between two looks for what a clock put too far ahead."""
 SWEEP = 5.0
 """Seconds between two looks at the copies; longer where a look takes long."""
 LONGEST_PAUSE = 60.0
@@ -74,6 +78,12 @@ class Store(Protocol):
 
     def any_to_send(self, now: datetime, host: str) -> bool:
         """Whether `claim` would find anything."""
+
+    def ahead(self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str) -> list[Ahead]:
+        """Find what a clock put too far ahead."""
+
+    def set_due(self, found: Sequence[Ahead]) -> Future[None]:
+        """Have it due when it is in truth."""
 
     def overdue(self, now: datetime, limit: int, retries: Mapping[str, Retry]) -> Future[tuple[list[Late], int]]:
         """Take what is overdue."""
@@ -136,6 +146,7 @@ class Timers:
         look: Look | None = None,
         interval: float = INTERVAL,
         sweep: float = SWEEP,
+        nearer: float = AHEAD,
     ) -> None:
         self._store = store
         self._submitter = submitter
@@ -149,9 +160,11 @@ class Timers:
         self._look_again = 0.0
         self._interval = interval
         self._sweep_seconds = sweep
+        self._nearer_seconds = nearer
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._lines = 0
+        self._nearer_count = 0
         self._submission_failed = False
         self.update(config)
 
@@ -167,6 +180,7 @@ class Timers:
         self._tasks = [
             asyncio.create_task(self._repeat(self._mark, self._interval), name="overdue"),
             asyncio.create_task(self._repeat(self._send, self._interval), name="retry"),
+            asyncio.create_task(self._repeat(self._nearer, self._nearer_seconds), name="clock"),
             asyncio.create_task(self._repeat(self._sweep, self._sweep_seconds), name="spool"),
         ]
 
@@ -204,6 +218,23 @@ class Timers:
                 await self._stopping.wait()
         except TimeoutError:
             return
+
+    # --- a clock that was set back
+
+    async def _nearer(self) -> float:
+        """Have due again soon what a clock put far ahead before it was set back."""
+        found = await self._within(
+            asyncio.to_thread(self._store.ahead, self._now(), BATCH, self._retries, self._host)
+        )
+        if found:
+            await self._kept(self._store.set_due(found))
+        self._nearer_count += len(found)
+        if len(found) >= BATCH:
+            return BREATH
+        if self._nearer_count:
+            log.warning(logline(clock="set back", due_sooner=self._nearer_count))
+        self._nearer_count = 0
+        return self._nearer_seconds
 
     # --- overdue
 

@@ -30,6 +30,12 @@ class Retry:
     timeout: int
     limit: int
 
+    @property
+    def longest(self) -> timedelta:
+        """The longest pause that there is."""
+        return self.pause(self.limit)
+
     def pause(self, attempts: int) -> timedelta:
-        """How long the RES may take after the REQ was sent again `attempts` times: doubled each time."""
-        return timedelta(seconds=min(self.timeout * 2**attempts, int(_LONGEST.total_seconds())))
+        """How long the RES may take after the REQ was sent again `attempts` times: doubled each time up to `limit`."""
+        doubled = self.timeout * 2 ** min(attempts, self.limit)
+        return timedelta(seconds=min(doubled, int(_LONGEST.total_seconds())))

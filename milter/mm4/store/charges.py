@@ -226,13 +226,14 @@ class Charges:
     ) -> Future[CdrFile | None]:
         """Give the oldest records that stand in no file yet a new file: at most `most`.
 
-        None while fewer wait than that and the oldest is younger than `after`.
+        None while fewer wait than that and the oldest is younger than `after`. One that is as far in the future was
+        made before the clock was set back.
         """
 
         def operation(connection: Connection) -> CdrFile | None:
             waiting = _waiting(most)
             number, oldest = connection.execute(select(func.count(), func.min(waiting.c.at))).one()
-            if not number or (number < most and oldest > now - after):
+            if not number or (number < most and abs(now - oldest) < after):
                 return None
             values = {"host": host, "folder": folder, "name": "", "format": form, "records": 0, "claimed_at": now}
             (identity,) = connection.execute(insert(cdr_files), values).inserted_primary_key or (0,)

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine, func, select, text
 from ..protocol.errors import StoreError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
-from . import copies, listing, records, timers, trace, transitions, upkeep
+from . import clock, copies, listing, records, timers, trace, transitions, upkeep
+from .clock import Ahead
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .database import Database
 from .records import clean
@@ -260,6 +261,14 @@ class Store:
     def settle(self, rows: Collection[int]) -> Future[None]:
         """The originators of these FAILED transactions were told; else `overdue` gives them again."""
         return self._write(lambda connection: timers.settle(connection, rows))
+
+    def ahead(self, now: datetime, limit: int, retries: Mapping[str, Retry], host: str) -> list[Ahead]:
+        """Read up to `limit` transactions of this host whose `due_at` a clock put too far ahead: see `clock`."""
+        return self._read(lambda connection: clock.ahead(connection, now, limit, retries, host))
+
+    def set_due(self, found: Sequence[Ahead]) -> Future[None]:
+        """Have these transactions due when they are in truth, unless something has happened to them meanwhile."""
+        return self._write(lambda connection: clock.set_due(connection, found))
 
     def any_due(self, now: datetime) -> bool:
         """Read whether a transaction's `due_at` has passed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
+from heapq import merge
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, exists, select, union
@@ -140,10 +141,12 @@ def _events(row: Row[Any], happened: list[Row[Any]]) -> list[dict[str, Any]]:
         what = f"{row.answer_type} {row.answer_status} submitted" if row.answer_type else "answer submitted"
         derived.append((row.answered_at, what, row.answer_queue_id, None))
     kept = [(event.at, event.what, event.queue_id, event.detail) for event in sorted(happened, key=_row_id)]
-    # The sort is stable: at the same moment what the message's row says stands first.
+    derived.sort(key=lambda event: event[0])
+    # What was kept stays in the order in which it happened, also where the clock was set back between. At the same
+    # moment what the message's row says stands first.
     return [
         {"at": at.isoformat(), "what": what, "queue_id": queue_id, "detail": detail}
-        for at, what, queue_id, detail in sorted(derived + kept, key=lambda event: event[0])
+        for at, what, queue_id, detail in merge(derived, kept, key=lambda event: event[0])
     ]
 
 
