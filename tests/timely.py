@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import LOCAL, Link, Mail, Sandbox, forward_req, new_ids, wait_for
+from harness import LOCAL, Link, Mail, forward_req, free_port, new_ids, wait_for
+from mm4.postfix.settings import read_config
 from mm4.store import Store
 
 __all__ = ["NUMBER", "OURS", "SOURCE", "Timely"]
@@ -24,7 +25,7 @@ class Timely(Link):
     """The gateway of t-25-time; `env` is that of its processes."""
 
     def __init__(self, on_bounce: str = "report", env: dict[str, str] | None = None) -> None:
-        super().__init__(YAML, ("mmsc", *NUMBER), on_bounce=on_bounce)
+        super().__init__(YAML, ("mmsc", *NUMBER), on_bounce=on_bounce, metrics=str(free_port()))
         self.gateway.env = env or {}
 
     def ask(self, peer: str, *, report: bool = False) -> str:
@@ -72,6 +73,15 @@ class Timely(Link):
         with Store.open(f"sqlite:///{self.folder / 'mm4.db'}", migrate=False, busy_seconds=30, **options) as opened:
             yield opened
 
+    def metric(self, name: str, **labels: str) -> float:
+        """A counter, as Prometheus would see it."""
+        endpoint = read_config(self.gateway.config)[0].service.metrics
+        assert endpoint is not None
+        with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=30) as reply:
+            text = reply.read().decode()
+        wanted = f"{name}{{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "} "
+        return sum(float(line[len(wanted) :]) for line in text.splitlines() if line.startswith(wanted))
+
     @property
     def folder(self) -> Path:
         """The sandbox's own."""
@@ -83,10 +93,9 @@ class Timely(Link):
         return self.folder / "state" / "spool"
 
     def traced(self, identifier: str) -> dict[str, Any]:
-        """The only transaction of this id, with all that is kept of it."""
+        """The first REQ of this id, with all that is kept of it."""
         with self.store(read_only=True) as store:
-            (found,) = store.whole(identifier)
-        return found
+            return next(t for t in store.whole(identifier) if t["type"] == "MM4_forward.REQ")
 
     def whats(self, identifier: str) -> list[str]:
         """What happened to it, in order."""

@@ -36,6 +36,8 @@ _MOST_OWED = 10_000
 """Owed acks that are looked at, the oldest."""
 _NAMED = 5
 """Of them that are named."""
+_LOST_FOR = timedelta(days=1)
+"""How long a RES that came back is told of."""
 _SMFIC_OPTNEG = b"O"
 
 # Settings that reach mail handed to sendmail, each with what it would do to an ack.
@@ -142,6 +144,7 @@ def _store(config: Config) -> Iterator[Finding]:
             now = datetime.now(UTC)
             yield from _owed(config, store.owed_rows(now - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
             yield from _held(config, store, now)
+            yield from _lost(store.lost_rows(now - _LOST_FOR, _MOST_OWED))
     except StoreError as error:
         yield Finding("store", False, str(error), "start mm4 serve once: it makes and migrates the store")
 
@@ -201,6 +204,21 @@ def _held(config: Config, store: Store, now: datetime) -> Iterator[Finding]:
                 f"{first['recorded_at']:%Y-%m-%d %H:%M} UTC, peer {first['peer']}, token {first['token']}",
                 f"{cure}; mm4 transactions show TOKEN tells what is known of one", warning=True,
             )  # fmt: skip
+
+
+def _lost(lost: list[dict[str, Any]]) -> Iterator[Finding]:
+    """RES that came back: the peer has delivered its message to us and does not know it. The rows of `lost_rows`."""
+    if lost:
+        first = lost[0]
+        peers = ", ".join(sorted({row["peer"] for row in lost}))
+        named = ", ".join(dict.fromkeys(row["token"] for row in lost[:_NAMED]))
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        yield Finding(
+            "acks", False, f"{len(lost)} RES did not arrive within the last day, peer {peers}: {named}{more}; the "
+            f"newest came back {first['at']:%Y-%m-%d %H:%M} UTC, {first['detail']}",
+            "see that the peer takes mail at its next_hop; mm4 transactions answer TOKEN then sends the RES again",
+            warning=True,
+        )  # fmt: skip
 
 
 def _sockets(config: Config) -> Iterator[Finding]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, literal_column, or_, select
 
 from ..protocol.transaction import Direction, State
-from .schema import messages, transactions
+from .schema import events, messages, transactions
 
-__all__ = ["PAGE", "Wanted", "by_queue", "held_rows", "listing", "of_number", "owed_rows", "statistics"]
+__all__ = ["PAGE", "Wanted", "by_queue", "held_rows", "listing", "lost_rows", "of_number", "owed_rows", "statistics"]
 
 PAGE = 1000
 """Rows of one read."""
@@ -174,6 +174,26 @@ def held_rows(connection: Connection, older_than: datetime, size: int) -> list[d
         select(messages.c.token, messages.c.direction, messages.c.peer, messages.c.recorded_at)
         .where(*_HELD, messages.c.recorded_at < older_than)
         .order_by(messages.c.recorded_at)
+        .limit(size)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+# Written like the condition of ix_events_answer_bounced, or the index would not be used.
+_LOST = events.c.what == literal_column("'answer bounced'")
+_later = events.alias("later")
+
+
+def lost_rows(connection: Connection, since: datetime, size: int) -> list[dict[str, Any]]:
+    """The newest `size` messages whose RES came back after `since`, and was not sent again by hand since."""
+    sent_again = exists().where(
+        _later.c.token == events.c.token, _later.c.id > events.c.id, _later.c.what.like("% sent by hand")
+    )
+    query = (
+        select(messages.c.token, messages.c.peer, events.c.at, events.c.detail)
+        .join(messages, messages.c.token == events.c.token)
+        .where(_LOST, events.c.at > since, ~sent_again)
+        .order_by(events.c.at.desc())
         .limit(size)
     )
     return [dict(row) for row in connection.execute(query).mappings()]

@@ -43,7 +43,7 @@ __all__ = [
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -172,6 +172,9 @@ events = Table(
     Column("detail", Text()),
     Index("ix_events_transaction_row", "transaction_row"),
     Index("ix_events_token", "token"),
+    # Of all events only these are asked for by what they are.
+    Index("ix_events_answer_bounced", "at", sqlite_where=text("what = 'answer bounced'"),
+          postgresql_where=text("what = 'answer bounced'")),
 )
 
 # A file of charging records, from the moment its records are chosen. AUTOINCREMENT: what is deleted gives no id back,

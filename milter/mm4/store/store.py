@@ -21,8 +21,8 @@ from ..protocol.errors import StoreError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
 from . import clock, copies, listing, records, timers, trace, transitions, upkeep
-from .clock import Ahead
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
+from .clock import Ahead
 from .database import Database
 from .records import clean
 from .returned import load_returned
@@ -383,6 +383,10 @@ class Store:
     def held_rows(self, older_than: datetime, limit: int) -> list[dict[str, Any]]:
         """Read the oldest messages whose RES waits for another's word: see `listing.held_rows`."""
         return self._read(lambda connection: listing.held_rows(connection, older_than, limit))
+
+    def lost_rows(self, since: datetime, limit: int) -> list[dict[str, Any]]:
+        """Read the newest messages whose RES came back since then: see `listing.lost_rows`."""
+        return self._read(lambda connection: listing.lost_rows(connection, since, limit))
 
     def statistics(self, now: datetime, since: datetime | None = None) -> dict[str, Any]:
         """Count and group all transactions: see `listing.statistics`."""
