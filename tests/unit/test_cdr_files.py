@@ -131,6 +131,12 @@ def test_files_are_full_or_old(store: Store, folder: Folder) -> None:
     assert [r["sequence_number"] for _, records in folder.fetched for r in records] == list(range(1, 8))
 
 
+def test_records_of_a_clock_that_was_ahead_do_not_wait_for_it(store: Store, folder: Folder) -> None:
+    charged(store, 1)
+    assert writer(store, folder, now=T0 - timedelta(minutes=59)).write() == 0
+    assert writer(store, folder, now=T0 - timedelta(days=1)).write() == 1
+
+
 def test_a_csv_file_has_a_head_line(store: Store, folder: Folder) -> None:
     tokens = charged(store, 2)
     writer(store, folder, cdr={"format": "csv"}).write()

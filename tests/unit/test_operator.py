@@ -26,7 +26,7 @@ from fake import CONFIG
 from mm4.cli.main import main
 from mm4.gateway.configfile import parse_config
 from mm4.postfix import maps, pausing
-from mm4.postfix.checks import _held
+from mm4.postfix.checks import _held, _lost
 from mm4.postfix.mailqueue import queued
 from mm4.postfix.paused import note, paused_peers, strike
 from mm4.protocol.errors import PostfixError
@@ -765,6 +765,31 @@ def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed
     found = json.loads(mm4("stats", "--json").out)
     assert (found["held"], found["held_since"], found["owed"]) == (3, "2026-11-22T10:01:00+00:00", 1)
     assert "of ours that wait for the word of an MMSC or a peer: 3, the oldest since" in mm4("stats").out
+
+
+def test_a_res_that_came_back_is_named_for_a_day_or_until_it_is_sent_again(store: Store) -> None:
+    tokens = [kept(store, n, answer=ANSWER) for n in range(1, 8)]
+    for n, token in enumerate(tokens):
+        store.answered(token, T0, f"4R{n}").result(10)
+        store.event(token, T0 + timedelta(minutes=n), "answer bounced", f"4B{n}", "MM4_forward.RES to x 4.4.1 away").result(10)
+    store.event(f"{99:032x}", T0, "answer bounced").result(10)
+    assert list(_lost(store.lost_rows(T0 + timedelta(minutes=7), 100))) == []
+    (finding,) = _lost(store.lost_rows(T0 - timedelta(minutes=1), 100))
+    assert (finding.ok, finding.warning) == (False, True)
+    named = ", ".join(tokens[:1:-1])
+    assert finding.text == (
+        f"7 RES did not arrive within the last day, peer north: {named} and 2 more; the newest came back "
+        "2026-11-22 10:06 UTC, MM4_forward.RES to x 4.4.1 away"
+    )
+    store.event(tokens[6], T0 + timedelta(minutes=8), "MM4_forward.RES Ok sent by hand").result(10)
+    assert [row["token"] for row in store.lost_rows(T0 + timedelta(minutes=4), 100)] == [tokens[5]]
+    store.event(tokens[6], T0 + timedelta(minutes=9), "answer bounced").result(10)
+    assert [row["token"] for row in store.lost_rows(T0 + timedelta(minutes=4), 100)] == [tokens[6], tokens[5]]
+    with store._readers.connect() as connection:
+        plan = connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN SELECT token FROM events WHERE what = 'answer bounced' AND at > '2026' ORDER BY at DESC"
+        )
+        assert "ix_events_answer_bounced" in str(plan.all())
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.dialects import postgresql
 
 from mm4.protocol.retry import TRANSIENT, Retry
 from mm4.protocol.transaction import Direction, Message, State, Transaction
 from mm4.store import Store
+from mm4.store.clock import ahead
 from mm4.store.timers import _DUE, _TO_SEND, ABANDONED, LEASE, Late
 
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -166,6 +167,12 @@ def test_what_is_due_is_found_by_its_index(store: Store) -> None:
             sql = str(query.compile(engine))
             plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + sql, ("1",) * sql.count("?"))
             assert "ix_transactions_due" in str(plan.all())
+    seen: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *execution: seen.append(execution[2]))
+    with engine.connect() as connection:
+        ahead(connection, LATER, 100, RETRIES, "gw")
+        plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + seen[-1], ("1",) * seen[-1].count("?"))
+        assert "ix_transactions_due" in str(plan.all())
     engine.dispose()
 
 
