@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ class Ended(Timely):
         return self
 
     def findings(self) -> list[dict[str, Any]]:
-        """What `mm4 check` says of acks."""
+        """What `mm4 check` has to say of acks."""
         said = mm4("check", "--config", self.gateway.config, "--json", check=False).stdout
         return [found for found in map(json.loads, said.splitlines()) if found["check"] == "acks" and not found["ok"]]
 
@@ -81,4 +82,5 @@ def test_a_res_that_nobody_takes_for_a_whole_lifetime_is_noted_counted_and_shown
     # The cure that it names.
     mm4("transactions", "answer", "--config", link.gateway.config, "--yes", found["token"])
     assert link.once.wait_for(link.ids[0])[0].header("X-Mms-Request-Status-Code") == "Ok"
-    assert link.findings() == []
+    with link.store(read_only=True) as store:
+        assert store.lost_rows(datetime.now(UTC) - timedelta(days=1), 10) == []
