@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cluster import Cluster
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -23,3 +26,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One PostgreSQL for all who ask; each makes a database of its own in it."""
+    with Cluster() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store is, or may be made: once for each kind of database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/mm4.db"
+    cluster: Cluster = request.getfixturevalue("cluster")
+    return cluster.database()

@@ -29,6 +29,7 @@ _INSERT_TRANSACTIONS = insert(transactions)
 _UNDER_WAY = select(messages.c.recorded_at, messages.c.answered_at).where(
     messages.c.copy_of == bindparam("a_token"), messages.c.answer_to.is_not(None)
 )
+_WAITING = select(messages.c.token).where(messages.c.token == bindparam("a_token")).with_for_update()
 _HELD = (
     select(messages.c.token)
     .join(transactions, messages.c.token == transactions.c.token)
@@ -101,6 +102,8 @@ def withdraw(connection: Connection, token: str) -> None:
 
 def _under_way(connection: Connection, message: Message) -> bool:
     """Whether another RES for the same REQ is out, or may be: the second comes again, and finds nobody waiting."""
+    # Two hosts would each see nothing of the other's row; SQLite has the one write lock.
+    connection.execute(_WAITING, {"a_token": message.copy_of})
     return any(
         row.answered_at is not None or abs(message.recorded_at - row.recorded_at) < copies.PENDING
         for row in connection.execute(_UNDER_WAY, {"a_token": message.copy_of})
