@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 
 from mm4.store import Store
+from mm4.store.database import Database
 
-__all__ = ["Cluster", "binaries", "plan"]
+__all__ = ["Cluster", "binaries", "execute", "plan"]
 
 SECONDS = 60.0
 """Longest wait for a server that starts or stops."""
@@ -135,10 +136,22 @@ class Cluster:
             Store.open(self.url(self._template)).close()
         return self.url(self._create("template0" if empty else self._template or ""))
 
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        self.run(f"DROP DATABASE {url.partition('@/')[2].partition('?')[0]} WITH (FORCE)")
+
     def _create(self, template: str) -> str:
         name = f"mm4_{secrets.token_hex(6)}"
         self.run(f"CREATE DATABASE {name} OWNER mm4 TEMPLATE {template}")
         return name
+
+
+def execute(url: str, sql: str, **values: Any) -> list[Any]:
+    """One statement in a store's database, behind the store's back; gives the rows."""
+    engine = Database.parse(url, 10, read_only=False).engine("migrator")
+    with engine.begin() as connection:
+        answer = connection.execute(text(sql), values)
+        return list(answer.all()) if answer.returns_rows else []
 
 
 def plan(store: Store, ask: Callable[[Connection], object]) -> str:

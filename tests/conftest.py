@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,31 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty store is, or may be made: once for each kind of database."""
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Gives the URLs of stores that nobody has opened yet: a file that is not there, an empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/mm4.db"
+        names = (f"{letter}.db" for letter in "abc")
+        yield lambda: f"sqlite:///{tmp_path / next(names)}"
+        return
     cluster: Cluster = request.getfixturevalue("cluster")
-    return cluster.database()
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(cluster.database(empty=True))
+        return made[-1]
+
+    yield make
+    for url in made:
+        cluster.drop(url)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a store is that holds nothing: once for each kind of database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/mm4.db"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    url = cluster.database()
+    yield url
+    cluster.drop(url)

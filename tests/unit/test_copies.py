@@ -84,6 +84,12 @@ def test_another_peer_type_or_id_is_another_message(store: Store, change: dict[s
     assert kept(store, copy(at=T0 + DAY, **change)) == Recording()
 
 
+@pytest.mark.parametrize("odd", ["t-\udcff", "t-\0", "t-\u00e9"])
+def test_ids_that_no_database_takes_are_known_again(store: Store, odd: str) -> None:
+    decided(store, copy(ids=(odd, odd)))
+    assert kept(store, copy(ids=(odd, odd), at=T0 + DAY)).repeated == (FIRST,)
+
+
 def test_another_recipient_is_served(store: Store) -> None:
     first = decided(store, copy())
     both = copy(FIRST, SECOND, at=T0 + DAY)

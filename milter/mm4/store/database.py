@@ -194,6 +194,10 @@ class Database:
             return False
         return error.connection_invalidated or _sqlstate(error) in _UNDONE
 
+    def waited(self, error: BaseException) -> bool:
+        """Whether PostgreSQL gave up because a lock, or the statement, took too long."""
+        return _sqlstate(error) in (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT)
+
     def failure(self, error: BaseException) -> StoreError:
         """Say what an error of the database means, and the cure; one of ours keeps its own words."""
         if isinstance(error, Mm4Error):
@@ -215,10 +219,10 @@ class Database:
         state = _sqlstate(error)
         if state in _STATES:
             return _STATES[state].format(seconds=f"{self.busy_seconds:g}")
-        # A server that cannot be reached gives no state.
+        # psycopg gives no state where it cannot connect, whatever the server said.
         if isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, OperationalError)):
             lines = str(error.orig).splitlines() or ["no text"]
-            return f"no connection to PostgreSQL ({lines[0]}); start the server, or mend store: in the YAML"
+            return f"no connection to PostgreSQL ({lines[0]}); start it, or mend store: in the YAML"
         return None
 
 
@@ -244,12 +248,8 @@ _STATES = {
     _LOCK_TIMEOUT: _WAITED,
     _STATEMENT_TIMEOUT: "a statement took too long and was given up; look at PostgreSQL's load and disk",
     "53100": "no room to write; free space on the file system of PostgreSQL",
-    "53300": "PostgreSQL has no connection left; raise max_connections",
     "25006": "PostgreSQL takes no writes (a standby?); name the primary in store:",
     "42501": "the role lacks a right; make it the owner of the database",
-    "28P01": "PostgreSQL refuses the role's password; mend store: in the YAML",
-    "28000": "PostgreSQL refuses the role; see pg_hba.conf, and store: in the YAML",
-    "3D000": "there is no such database; create it: createdb -O ROLE NAME",
 }
 
 

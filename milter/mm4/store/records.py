@@ -15,10 +15,10 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
 from . import copies
-from .schema import messages, transactions
+from .schema import clean, messages, transactions
 from .writer import Operation
 
-__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
+__all__ = ["MOST_ORIGINALS", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
 
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
@@ -54,16 +54,6 @@ _ORIGINALS = (
     .limit(MOST_ORIGINALS)
 )
 _OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
-
-
-def clean(text: str) -> str:
-    """Make text that others wrote fit for any database: no lone surrogates, no NUL (PostgreSQL has none).
-
-    Clean text comes back as it is. Whatever is written or searched goes through this, so that it is found.
-    """
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 def recording(message: Message, window: timedelta | None) -> Operation[Recording]:

@@ -121,7 +121,8 @@ class Writer:
         except BaseException as error:
             # Undone as a whole. The connection may be in any state: the next group gets a new one.
             self._disconnect()
-            if not executed and self._database.undone(error):
+            alone = len(group) == 1 and self._database.waited(error)
+            if not executed and not alone and self._database.undone(error):
                 self._one_by_one(group)
                 return
             # A commit without an answer is never repeated: it may be on disk.
@@ -154,9 +155,8 @@ class Writer:
                 self._fail([work], error)
                 if not isinstance(error, Exception):
                     raise
-                late = [other for other in group[number + 1 :] if other.deadline <= time.monotonic()]
-                if late and self._database.undone(error):
-                    # Each would wait as long again.
+                if self._database.waited(error):
+                    # Each of the others would wait as long again.
                     self._fail(group[number + 1 :], error)
                     return
             else:
