@@ -161,7 +161,8 @@ def plan(store: Store, ask: Callable[[Connection], object]) -> str:
         explain = "EXPLAIN QUERY PLAN "
         if connection.dialect.name == "postgresql":
             explain = "EXPLAIN "
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            for dear in ("seqscan", "sort"):
+                connection.exec_driver_sql(f"SET LOCAL enable_{dear} = off")
         event.listen(connection, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
         ask(connection)
         statement, values = asked[-1]
