@@ -7,7 +7,6 @@ import io
 import json
 import re
 import secrets
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import delete
 
 import mm4.store.store as store_module
 from fake import CONFIG
@@ -25,6 +25,7 @@ from mm4.protocol.errors import StoreError
 from mm4.protocol.retry import Retry
 from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 from mm4.store import Store
+from mm4.store.schema import charges
 
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 FORWARD, DELIVERY, READ = "MM4_forward.REQ", "MM4_delivery_report.REQ", "MM4_read_reply_report.REQ"
@@ -33,8 +34,8 @@ IN, OUT = Direction.IN, Direction.OUT
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/mm4.db", charging=True) as opened:
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url, charging=True) as opened:
         yield opened
 
 
@@ -288,15 +289,14 @@ def test_a_report_in_transit_is_charged_on_both_sides(store: Store, kind: str) -
     assert [(r.record_type, r.peer) for r in store.charges.search()] == [(types[0], "north"), (types[1], "south")]
 
 
-def test_records_that_are_not_wanted_are_not_made(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mm4.db"
-    with Store.open(url) as off:
+def test_records_that_are_not_wanted_are_not_made(store_url: str) -> None:
+    with Store.open(store_url) as off:
         for message in [mail(d, k) for d in (IN, OUT) for k in (FORWARD, DELIVERY, READ)]:
             taken(off, message)
             res(off, message)
         assert made(off) == []
     # Switched on later, they are made of what happens from then on.
-    with Store.open(url, charging=True) as on:
+    with Store.open(store_url, charging=True) as on:
         if message.answer is None:
             on.accepted(message.token, T0 + timedelta(minutes=1)).result(5)
         assert made(on) == []
@@ -321,14 +321,12 @@ def test_a_transition_whose_record_fails_does_not_happen(store: Store, monkeypat
     assert made(store) == ["MMO4FRq"]
 
 
-def test_a_record_outlives_its_transaction_and_no_number_comes_twice(store: Store, tmp_path: Path) -> None:
+def test_a_record_outlives_its_transaction_and_no_number_comes_twice(store: Store) -> None:
     sent = taken(store, mail(OUT, FORWARD))
-    with sqlite3.connect(tmp_path / "mm4.db") as other:
-        other.execute("PRAGMA foreign_keys = ON")
-        other.execute("DELETE FROM messages WHERE token = ?", (sent.token,))
+    store.forget(sent.token, force=True).result(5)
     assert made(store) == ["MMO4FRq"]
-    with sqlite3.connect(tmp_path / "mm4.db") as other:
-        other.execute("DELETE FROM charges")
+    assert store._writer is not None
+    store._writer.submit(lambda connection: connection.execute(delete(charges))).result(5)
     taken(store, mail(OUT, FORWARD))
     assert [record.sequence_number for record in store.charges.search()] == [2]
 
@@ -382,9 +380,9 @@ def test_csv_holds_every_field_and_any_text() -> None:
 
 
 @pytest.fixture
-def exported(store: Store, tmp_path: Path) -> Any:
+def exported(store: Store, store_url: str, tmp_path: Path) -> Any:
     config = tmp_path / "mm4.yaml"
-    config.write_text(CONFIG + f"store: sqlite:///{tmp_path}/mm4.db\n")
+    config.write_text(CONFIG + f"store: {store_url}\n")
     return lambda *arguments: CliRunner().invoke(cdr, ["export", "--config", str(config), *arguments], standalone_mode=False)
 
 

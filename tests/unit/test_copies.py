@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ RES = Answer("system@mms.north.example.via-north.mm4.invalid", "system-user@mms.
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/mm4.db") as opened:
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
         yield opened
 
 
@@ -83,6 +82,12 @@ def test_the_same_message_again_is_a_duplicate_with_the_first_ones_answer(store:
 def test_another_peer_type_or_id_is_another_message(store: Store, change: dict[str, Any]) -> None:
     decided(store, copy())
     assert kept(store, copy(at=T0 + DAY, **change)) == Recording()
+
+
+@pytest.mark.parametrize("odd", ["t-\udcff", "t-\0", "t-\u00e9"])
+def test_ids_that_no_database_takes_are_known_again(store: Store, odd: str) -> None:
+    decided(store, copy(ids=(odd, odd)))
+    assert kept(store, copy(ids=(odd, odd), at=T0 + DAY)).repeated == (FIRST,)
 
 
 def test_another_recipient_is_served(store: Store) -> None:
@@ -203,8 +208,8 @@ def test_one_id_used_without_end_costs_no_more_and_more(store: Store) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_of_copies_that_race_one_is_the_first(store: Store, tmp_path: Path, processes: int) -> None:
-    other = Store.open(f"sqlite:///{tmp_path}/mm4.db") if processes == 2 else store
+def test_of_copies_that_race_one_is_the_first(store: Store, store_url: str, processes: int) -> None:
+    other = Store.open(store_url) if processes == 2 else store
     with ThreadPoolExecutor(8) as pool:
         stores = [store, other] * 20
         found = list(pool.map(lambda s: s.record(copy(), DAY).result(10), stores))

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -22,9 +23,12 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 import mm4
+from cluster import Cluster
 from mm4.protocol.errors import StoreError
-from mm4.protocol.transaction import Answer, Direction, Message, Transaction
+from mm4.protocol.retry import Retry
+from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 from mm4.store import Store
+from mm4.store.database import Database
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mm4.__file__).parent.parent)}
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -64,19 +68,28 @@ def mail(answer: bytes = b"") -> Message:
     return Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", T0, (one,), due)
 
 
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mm4.db"
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url, busy_seconds=0.3) as opened:
+        yield opened
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(url(tmp_path), busy_seconds=0.3) as opened:
+def file(tmp_path: Path) -> Iterator[Store]:
+    """A store of SQLite, for what only a file can suffer."""
+    with Store.open(f"sqlite:///{tmp_path}/mm4.db", busy_seconds=0.3) as opened:
         yield opened
 
 
 @contextmanager
-def locked(tmp_path: Path) -> Iterator[None]:
-    other = sqlite3.connect(tmp_path / "mm4.db", isolation_level=None, check_same_thread=False)
+def locked(url: str) -> Iterator[None]:
+    """Another process keeps everybody from writing; who reads is let through."""
+    if url.startswith("postgresql"):
+        with Database.parse(url, 10, read_only=False).engine("migrator").connect() as connection:
+            connection.exec_driver_sql("LOCK TABLE messages, events, alembic_version IN EXCLUSIVE MODE")
+            yield
+        return
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     try:
         yield
@@ -85,9 +98,9 @@ def locked(tmp_path: Path) -> Iterator[None]:
         other.close()
 
 
-def writing(tmp_path: Path, number: int) -> subprocess.Popen[str]:
+def writing(url: str, number: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, url(tmp_path), str(number)],
+        [sys.executable, "-c", WRITER, url, str(number)],
         env=ENVIRONMENT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -100,10 +113,10 @@ def commits(store: Store) -> list[None]:
     return seen
 
 
-def test_what_gathers_is_committed_together(store: Store, tmp_path: Path) -> None:
+def test_what_gathers_is_committed_together(store: Store, store_url: str) -> None:
     seen = commits(store)
     messages = [mail() for _ in range(100)]
-    with locked(tmp_path):
+    with locked(store_url):
         futures = [store.record(message) for message in messages]
         assert not any(future.done() for future in futures)
     assert wait(futures, 5).not_done == set()
@@ -129,7 +142,7 @@ def test_many_threads_record_and_all_is_there(store: Store) -> None:
     assert {message.token for message in store.owed()} == set(tokens)
 
 
-def test_an_operation_that_fails_fails_alone(store: Store, tmp_path: Path) -> None:
+def test_an_operation_that_fails_fails_alone(store: Store, store_url: str) -> None:
     assert store._writer is not None
     kept = mail()
     store.record(kept).result(5)
@@ -138,7 +151,7 @@ def test_an_operation_that_fails_fails_alone(store: Store, tmp_path: Path) -> No
         connection.execute(text("DELETE FROM messages"))
         raise KeyError("a fault of ours")
 
-    with locked(tmp_path):
+    with locked(store_url):
         good = [store.record(mail()) for _ in range(3)]
         twice = store.record(kept)
         broken: Future[Any] = store._writer.submit(faulty)
@@ -146,7 +159,7 @@ def test_an_operation_that_fails_fails_alone(store: Store, tmp_path: Path) -> No
         good += [store.record(mail()) for _ in range(3)]
     for future in good:
         future.result(5)
-    for failed, match in ((twice, "UNIQUE"), (broken, "a fault of ours"), (naive, "no time zone")):
+    for failed, match in ((twice, r"UNIQUE|duplicate key"), (broken, "a fault of ours"), (naive, "no time zone")):
         with pytest.raises(StoreError, match=match):
             failed.result(5)
     assert len(store.owed()) == 7
@@ -155,8 +168,8 @@ def test_an_operation_that_fails_fails_alone(store: Store, tmp_path: Path) -> No
     assert len(store.owed()) == 7
 
 
-def test_a_cancelled_write_is_left_out(store: Store, tmp_path: Path) -> None:
-    with locked(tmp_path):
+def test_a_cancelled_write_is_left_out(store: Store, store_url: str) -> None:
+    with locked(store_url):
         store.event(None, T0, "first")
         second = store.record(mail())
         assert second.cancel()
@@ -165,24 +178,24 @@ def test_a_cancelled_write_is_left_out(store: Store, tmp_path: Path) -> None:
     assert len(store.owed()) == 1
 
 
-def test_a_locked_store_fails_in_time_and_recovers(store: Store, tmp_path: Path) -> None:
-    with locked(tmp_path):
+def test_a_locked_store_fails_in_time_and_recovers(store: Store, store_url: str) -> None:
+    with locked(store_url):
         started = time.monotonic()
         futures = [store.record(mail()) for _ in range(5)]
         for future in futures:
-            with pytest.raises(StoreError, match=r"mm4\.db: another process has held its lock .* fuser"):
+            with pytest.raises(StoreError, match=r"another process has held (its|a) lock .* shows which"):
                 future.result(5)
         with pytest.raises(StoreError, match="lock"):
             store.ping()
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 2.5
         assert store.owed() == []  # reads go on
     store.record(mail()).result(5)
     store.ping()
     assert len(store.owed()) == 1
 
 
-def test_closing_a_locked_store_does_not_hang(store: Store, tmp_path: Path) -> None:
-    with locked(tmp_path):
+def test_closing_a_locked_store_does_not_hang(store: Store, store_url: str) -> None:
+    with locked(store_url):
         future = store.record(mail())
         started = time.monotonic()
         store.close()
@@ -191,77 +204,77 @@ def test_closing_a_locked_store_does_not_hang(store: Store, tmp_path: Path) -> N
         future.result(0)
 
 
-def test_a_full_store_fails_and_recovers(store: Store) -> None:
-    assert store._writer is not None
+def test_a_full_store_fails_and_recovers(file: Store) -> None:
+    assert file._writer is not None
     small = mail()
-    store.record(small).result(5)
+    file.record(small).result(5)
 
     # The limit holds for one connection: it stands in for a full disk until the writer connects anew.
-    @event.listens_for(store._writer._engine, "connect")
+    @event.listens_for(file._writer._engine, "connect")
     def limit(connection: sqlite3.Connection, _: object) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 3}")
 
-    store._writer._disconnect()  # the writer waits for work: nobody else uses the connection now
+    file._writer._disconnect()  # the writer waits for work: nobody else uses the connection now
     for _ in range(2):
         with pytest.raises(StoreError, match=r"mm4\.db: no room to write; free space"):
-            store.record(mail(b"x" * 100_000)).result(5)
-    event.remove(store._writer._engine, "connect", limit)
-    store._writer._disconnect()
-    store.record(mail(b"x" * 100_000)).result(5)
-    assert len(store.owed()) == 2
+            file.record(mail(b"x" * 100_000)).result(5)
+    event.remove(file._writer._engine, "connect", limit)
+    file._writer._disconnect()
+    file.record(mail(b"x" * 100_000)).result(5)
+    assert len(file.owed()) == 2
 
 
-def test_a_group_that_outgrows_the_disk_reports_each_message_truly(store: Store, tmp_path: Path) -> None:
-    assert store._writer is not None
-    store.ping()
+def test_a_group_that_outgrows_the_disk_reports_each_message_truly(file: Store, tmp_path: Path) -> None:
+    assert file._writer is not None
+    file.ping()
 
-    @event.listens_for(store._writer._engine, "connect")
+    @event.listens_for(file._writer._engine, "connect")
     def limit(connection: sqlite3.Connection, _: object) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 40}")
 
-    store._writer._disconnect()
+    file._writer._disconnect()
     messages = [mail(b"x" * 60_000) for _ in range(8)]
-    with locked(tmp_path):
-        futures = [store.record(message) for message in messages]
+    with locked(f"sqlite:///{tmp_path}/mm4.db"):
+        futures = [file.record(message) for message in messages]
     wait(futures, 5)
     written = {message.token for message, f in zip(messages, futures, strict=True) if not f.exception(0)}
     assert all(isinstance(future.exception(0), StoreError | NoneType) for future in futures)
     assert len(written) < len(messages)
-    assert {message.token for message in store.owed()} == written
+    assert {message.token for message in file.owed()} == written
 
 
-def test_a_file_taken_away_is_an_error_not_a_new_store(store: Store, tmp_path: Path) -> None:
-    assert store._writer is not None
-    store._writer._disconnect()
+def test_a_file_taken_away_is_an_error_not_a_new_store(file: Store, tmp_path: Path) -> None:
+    assert file._writer is not None
+    file._writer._disconnect()
     (tmp_path / "mm4.db").rename(tmp_path / "away.db")
     with pytest.raises(StoreError, match=r"mm4\.db: cannot be opened"):
-        store.ping()
+        file.ping()
     assert not (tmp_path / "mm4.db").exists()
     (tmp_path / "away.db").rename(tmp_path / "mm4.db")
-    store.ping()
+    file.ping()
 
 
-def test_two_processes_write_at_once(tmp_path: Path) -> None:
-    children = [writing(tmp_path, 160) for _ in range(2)]
+def test_two_processes_write_at_once(store_url: str) -> None:
+    children = [writing(store_url, 160) for _ in range(2)]
     tokens = [token for child in children for token in child.communicate(timeout=30)[0].split()]
     assert [child.returncode for child in children] == [0, 0]
     assert len(tokens) == 320
-    with Store.open(url(tmp_path), migrate=False) as store:
+    with Store.open(store_url, migrate=False) as store:
         assert all(store.message(token) is not None for token in tokens)
         assert store.counts() == {"in/recorded": 320}
 
 
-def test_what_a_killed_process_reported_is_there(tmp_path: Path) -> None:
-    child = writing(tmp_path, 1_000_000)
+def test_what_a_killed_process_reported_is_there(store_url: str) -> None:
+    child = writing(store_url, 1_000_000)
     assert child.stdout is not None
     tokens = [child.stdout.readline().strip() for _ in range(150)]
     os.kill(child.pid, signal.SIGKILL)
     tokens += [line.strip() for line in child.stdout.read().splitlines() if len(line.strip()) == 32]
     assert child.wait(10) == -signal.SIGKILL
     child.stdout.close()
-    with Store.open(url(tmp_path), busy_seconds=1) as store:
+    with Store.open(store_url, busy_seconds=1) as store:
         store.ping()  # the dead process holds no lock
         assert [token for token in tokens if store.message(token) is None] == []
 
@@ -289,3 +302,150 @@ def test_a_store_opened_before_fork_says_so(store: Store) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     store.record(mail()).result(5)
     assert len(store.owed()) == 1
+
+
+# -- PostgreSQL: a server that stops and starts, and other hosts
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A server that a test may stop."""
+    with Cluster() as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_while_postgresql_is_down_all_fails_at_once_and_then_goes_on(own_cluster: Cluster, number: int) -> None:
+    url = own_cluster.database()
+    with Store.open(url) as store, Store.open(url) as idle:
+        before = mail()
+        store.record(before).result(5)
+        idle.ping()
+        own_cluster.stop(number)
+        started = time.monotonic()
+        futures = [store.record(mail()) for _ in range(20)]
+        for future in futures:
+            with pytest.raises(StoreError, match="no connection to PostgreSQL"):
+                future.result(5)
+        with pytest.raises(StoreError, match="no connection to PostgreSQL"):
+            store.owed()
+        assert time.monotonic() - started < 5
+        own_cluster.start()
+        for each in (store, idle):  # the second has not noticed anything, and its first write counts
+            each.record(mail()).result(5)
+            assert before in each.owed()
+        assert len(store.owed()) == 3
+
+
+@pytest.mark.slow
+def test_what_was_reported_outlives_a_crash_of_postgresql() -> None:
+    with Cluster(fsync=True) as cluster:
+        url = cluster.database()
+        with Store.open(url) as store:
+            told: list[str] = []
+
+            def run() -> None:
+                while True:
+                    message = mail()
+                    try:
+                        store.record(message).result(10)
+                    except StoreError:
+                        return
+                    told.append(message.token)
+
+            threads = [threading.Thread(target=run) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + 60
+            while len(told) < 100:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            cluster.stop(signal.SIGQUIT)
+            for thread in threads:
+                thread.join(60)
+            cluster.start()
+            kept = {message.token for message in store.owed()}
+            assert set(told) <= kept
+            # What was under way may be there too: its commit had no answer.
+            assert len(kept) <= len(told) + len(threads)
+
+
+@pytest.mark.slow
+def test_two_hosts_that_take_each_others_locks_both_come_through(cluster: Cluster) -> None:
+    url = cluster.database()
+    with Store.open(url, busy_seconds=30) as one, Store.open(url, busy_seconds=30) as other:
+        messages = [replace(mail(), source="north") for _ in range(100)]
+        copies = [replace(m, token=secrets.token_hex(16)) for m in reversed(messages)]
+        futures = []
+        for first, second in zip(messages, copies, strict=True):
+            futures += [one.record(first, timedelta(days=1)), other.record(second, timedelta(days=1))]
+        assert sorted(f.result(60).pending for f in futures) == [False] * 100 + [True] * 100
+        assert len(one.owed()) == 100
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_in_a_transaction_keeps_its_locks_for_a_moment_only(cluster: Cluster) -> None:
+    url = cluster.database()
+    with Store.open(url, busy_seconds=5) as store:
+        kept = mail()
+        store.record(kept).result(5)
+        # As mm4 would leave it: a connection of its own kind, with a row locked, that says nothing more.
+        dead = Database.parse(url, 0.3, read_only=False).engine("writer").connect()
+        dead.exec_driver_sql(f"SELECT token FROM messages WHERE token = '{kept.token}' FOR UPDATE")
+        assert store.accepted(kept.token, T0).result(10) is True
+        dead.invalidate()
+        dead.close()
+
+
+@pytest.mark.slow
+def test_of_two_hosts_with_the_word_of_an_mmsc_one_passes_it_on(cluster: Cluster) -> None:
+    url = cluster.database()
+    with Store.open(url, busy_seconds=30) as one, Store.open(url, busy_seconds=30) as other:
+        for _ in range(20):
+            first = replace(mail(), source="north", reply_to="a@peer.example")
+            one.record(first).result(5)
+            said = [replace(mail(), type="MM4_forward.RES", transactions=(), copy_of=first.token) for _ in range(2)]
+            futures = [store.record(res) for store, res in zip((one, other), said, strict=True)]
+            assert sorted(future.result(10).pending for future in futures) == [False, True]
+
+
+@pytest.mark.slow
+def test_a_res_at_two_hosts_while_a_third_looks_for_what_is_due_is_one_answer(cluster: Cluster) -> None:
+    url = cluster.database()
+    stores = [Store.open(url, busy_seconds=30) for _ in range(3)]
+    sent = []
+    for _ in range(60):
+        token = secrets.token_hex(16)
+        one = Transaction(
+            f"t-{token}", f"m-{token}", "+491511000001", "+447700900102", State.WAITING, ack_requested=True, due_at=T0
+        )
+        message = Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", T0, (one,))
+        stores[0].record(message).result(5)
+        sent.append(message)
+    late = []
+
+    def timer() -> None:
+        while found := stores[2].overdue(T0, 7, {"north": Retry(600, 1)}).result(30)[1]:
+            late.append(found)
+
+    thread = threading.Thread(target=timer)
+    thread.start()
+    futures: list[Future[int]] = []
+    for index, message in enumerate(sent):
+        for store, which in ((stores[0], message), (stores[1], sent[-1 - index])):
+            ids = which.transactions[0]
+            futures.append(
+                store.receive_answer(
+                    "north", "MM4_forward.RES", ids.transaction_id, ids.message_id, "Ok", None, T0, "4R", "mx1"
+                )
+            )
+    assert {future.result(60) for future in futures} == {1}
+    thread.join(60)
+    for message in sent:
+        (traced,) = stores[0].trace(message.token)
+        whats = [event["what"] for event in traced["events"]]
+        assert (traced["state"], traced["status"]) == ("answered", "Ok")
+        assert [what for what in whats if "answer" in what][1:] == ["repeated answer"]
+    for store in stores:
+        store.close()

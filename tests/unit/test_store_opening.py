@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +17,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Engine, create_engine, inspect
 
 import mm4
+from cluster import Cluster, execute
 from mm4.protocol.errors import StoreError
 from mm4.protocol.transaction import Direction, Message, Transaction
 from mm4.store import Store
 from mm4.store.database import Database
 from mm4.store.schema import REVISION, REVISIONS, generation, metadata
 
+NewUrl = Callable[[], str]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mm4.__file__).parent.parent)}
 
 
@@ -33,9 +35,16 @@ def url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def test_the_migrated_schema_is_that_of_the_code(tmp_path: Path) -> None:
-    Store.open(url(tmp_path / "a.db")).close()
-    migrated, created = (create_engine(url(tmp_path / name)) for name in ("a.db", "b.db"))
+def engine(place: str) -> Engine:
+    return Database.parse(place, 5, read_only=False).engine("migrator")
+
+
+def test_the_migrated_schema_is_that_of_the_code(new_url: NewUrl) -> None:
+    places = new_url(), new_url()
+    for place in places:
+        Store.open(place).close()
+    migrated, created = map(engine, places)
+    metadata.drop_all(created)
     with migrated.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     # compare_metadata does not see the conditions of indexes, nor what a foreign key does on delete.
@@ -73,11 +82,12 @@ def test_pragmas_and_mode_of_the_file(tmp_path: Path) -> None:
             connection.exec_driver_sql("DELETE FROM messages")
 
 
-def test_alembic_is_imported_only_where_there_is_something_to_migrate(tmp_path: Path) -> None:
+def test_alembic_is_imported_only_where_there_is_something_to_migrate(new_url: NewUrl) -> None:
+    place = new_url()
     code = "import sys; from mm4.store import Store\nStore.open(sys.argv[1]).close(); print('alembic' in sys.modules)"
     seen = [
         subprocess.run(
-            [sys.executable, "-c", code, url(tmp_path / "a.db")],
+            [sys.executable, "-c", code, place],
             env=ENVIRONMENT, check=True, capture_output=True, text=True,
         ).stdout.strip()
         for _ in range(2)
@@ -85,54 +95,51 @@ def test_alembic_is_imported_only_where_there_is_something_to_migrate(tmp_path: 
     assert seen == ["True", "False"]
 
 
-def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+def test_many_open_a_new_store_at_once(new_url: NewUrl) -> None:
+    one, other = new_url(), new_url()
     code = "import sys; from mm4.store import Store\nStore.open(sys.argv[1]).ping()"
     children = [
-        subprocess.Popen([sys.executable, "-c", code, url(tmp_path / "a.db")], env=ENVIRONMENT) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code, one], env=ENVIRONMENT) for _ in range(3)
     ]
     with ThreadPoolExecutor(4) as pool:
-        for store in pool.map(lambda _: Store.open(url(tmp_path / "b.db")), range(4)):
+        for store in pool.map(lambda _: Store.open(other), range(4)):
             store.ping()
             store.close()
     assert [child.wait(20) for child in children] == [0, 0, 0]
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    Store.open(url(path)).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+def test_a_newer_schema_is_refused(store_url: str) -> None:
+    Store.open(store_url).close()
+    execute(store_url, "UPDATE alembic_version SET version_num = '9999'")
     for migrate in (True, False):
-        with pytest.raises(StoreError, match=r"a\.db: its schema 9999 is newer .* install the newer mm4"):
-            Store.open(url(path), migrate=migrate)
+        with pytest.raises(StoreError, match=r"mm4\S+: its schema 9999 is newer .* install the newer mm4"):
+            Store.open(store_url, migrate=migrate)
 
 
-def test_after_a_rollback_the_version_before_works_on_the_newer_schema(tmp_path: Path) -> None:
+def test_after_a_rollback_the_version_before_works_on_the_newer_schema(store_url: str) -> None:
     """As a later revision of this generation would leave it: further columns that may be empty, and its own name."""
-    path = tmp_path / "a.db"
-    Store.open(url(path)).close()
+    Store.open(store_url).close()
     later = f"{generation(REVISION)}99"
-    with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE messages ADD COLUMN of_later TEXT")
-        connection.execute("ALTER TABLE transactions ADD COLUMN of_later TEXT")
-        connection.execute("UPDATE alembic_version SET version_num = ?", (later,))
+    execute(store_url, "ALTER TABLE messages ADD COLUMN of_later TEXT")
+    execute(store_url, "ALTER TABLE transactions ADD COLUMN of_later TEXT")
+    execute(store_url, "UPDATE alembic_version SET version_num = :later", later=later)
     for migrate in (True, False):
-        with Store.open(url(path), migrate=migrate) as store:
+        with Store.open(store_url, migrate=migrate) as store:
             token = secrets.token_hex(16)
             one = Transaction("t-1", "m-1", "+447700900101", "+447700900102")
             at = datetime.now(UTC)
             store.record(Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", at, (one,))).result(5)
             assert store.message(token) is not None
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (later,)
+    assert execute(store_url, "SELECT version_num FROM alembic_version") == [(later,)]
 
 
-def test_a_store_of_the_first_schema_is_brought_up_with_what_it_holds(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    engine = create_engine(url(path))
+def test_a_store_of_the_first_schema_is_brought_up_with_what_it_holds(new_url: NewUrl) -> None:
+    place = new_url()
+    if place.startswith("sqlite"):
+        Path(place.removeprefix("sqlite:///")).touch()
     config = Config()
     config.set_main_option("script_location", "mm4.store:migrations")
-    with engine.begin() as connection:
+    with engine(place).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         connection.exec_driver_sql(
@@ -142,38 +149,45 @@ def test_a_store_of_the_first_schema_is_brought_up_with_what_it_holds(tmp_path: 
         connection.exec_driver_sql(
             "INSERT INTO transactions (token, peer, direction, type, transaction_id, message_id, originator, recipient, "
             "state, ack_requested, delivery_report, read_reply, updated_at) VALUES ('t', 'north', 'out', "
-            "'MM4_forward.REQ', 't-1', 'm-1', '+447700900101', '+447700900102', 'waiting', 1, 1, 0, "
+            "'MM4_forward.REQ', 't-1', 'm-1', '+447700900101', '+447700900102', 'waiting', true, true, false, "
             "'2026-11-22 10:00:00.000000')"
         )
-    engine.dispose()
     with pytest.raises(StoreError, match="has schema 0001, older than"):
-        Store.open(url(path), migrate=False)
-    with Store.open(url(path)) as store:
+        Store.open(place, migrate=False)
+    with Store.open(place) as store:
         (original,) = store.originals("m-1")
     assert (original.source, original.peer, original.delivery_report) == ("local", "north", True)
 
 
-def test_an_interrupted_first_opening_is_taken_up(tmp_path: Path) -> None:
-    (tmp_path / "a.db").touch()
+def test_an_interrupted_first_opening_is_taken_up(new_url: NewUrl) -> None:
+    place = new_url()
+    if place.startswith("sqlite"):
+        Path(place.removeprefix("sqlite:///")).touch()
     with pytest.raises(StoreError, match=r"has no schema; start mm4 serve"):
-        Store.open(url(tmp_path / "a.db"), migrate=False)
-    with Store.open(url(tmp_path / "a.db")) as store:
+        Store.open(place, migrate=False)
+    with Store.open(place) as store:
         store.ping()
 
 
-def test_a_read_only_store_reads_and_writes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "odd #?%20 name.db"
-    with pytest.raises(StoreError, match="does not exist"):
-        Store.open(f"sqlite:///{tmp_path}/missing.db", read_only=True)
-    with Store.open(url(tmp_path / "a.db")) as writing:
-        with Store.open(url(tmp_path / "a.db"), read_only=True) as store:
+def test_a_read_only_store_reads_and_writes_nothing(store_url: str) -> None:
+    with Store.open(store_url) as writing:
+        with Store.open(store_url, read_only=True) as store:
             assert store.counts() == {}
             with pytest.raises(StoreError, match="opened read-only"):
                 store.event("token", datetime.now(UTC), "x").result(0)
             with pytest.raises(StoreError, match="opened read-only"):
                 store.ping()
+            with store._readers.connect() as connection, pytest.raises(Exception, match=r"readonly|read-only"):
+                connection.exec_driver_sql("DELETE FROM messages")
         writing.ping()
+
+
+def test_a_read_only_store_makes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "odd #?%20 name.db"
+    with pytest.raises(StoreError, match="does not exist"):
+        Store.open(f"sqlite:///{tmp_path}/missing.db", read_only=True)
     assert not path.exists()
+    assert not (tmp_path / "missing.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -212,14 +226,14 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == b"not a database at all\n" * 100
 
 
-def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "other.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE users (name TEXT)")
-    with pytest.raises(StoreError, match=r"other\.db: holds tables of something else \(users\)"):
-        Store.open(url(path))
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("users",)]
+def test_a_database_of_something_else_is_left_alone(new_url: NewUrl) -> None:
+    place = new_url()
+    if place.startswith("sqlite"):
+        Path(place.removeprefix("sqlite:///")).touch()
+    execute(place, "CREATE TABLE users (name TEXT)")
+    with pytest.raises(StoreError, match=r"holds tables of something else \(users\)"):
+        Store.open(place)
+    assert inspect(engine(place)).get_table_names() == ["users"]
 
 
 def test_a_folder_or_file_without_permission_is_named(tmp_path: Path) -> None:
@@ -260,3 +274,47 @@ def test_a_password_is_never_shown() -> None:
         False,
     )
     assert "secret" not in str(database)
+
+
+# -- PostgreSQL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("postgresql://mm4@/nothing?host={folder}", r"no connection to PostgreSQL .*database .nothing. does not exist"),
+        ("postgresql://nobody-of-ours@/postgres?host={folder}", r"role .nobody-of-ours. does not exist"),
+        ("postgresql://mm4@/mm4?host={folder}/missing", r"no connection to PostgreSQL .*; start it, or mend store:"),
+        ("postgresql://mm4:secret@127.0.0.1:1/mm4", r"no connection to PostgreSQL .*refused"),
+    ],
+)
+def test_what_is_wrong_with_postgresql_is_named_with_its_cure(cluster: Cluster, wrong: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said) as caught:
+        Store.open(wrong.format(folder=cluster.folder))
+    assert "secret" not in str(caught.value)
+    assert caught.value.temporary
+
+
+@pytest.mark.slow
+def test_a_role_without_rights_is_told_so_and_is_not_taken_for_a_new_store(cluster: Cluster) -> None:
+    place = cluster.database()
+    if not cluster.run("SELECT 1 FROM pg_roles WHERE rolname = 'guest'"):
+        cluster.run("CREATE ROLE guest LOGIN")
+    with pytest.raises(StoreError, match="the role lacks a right; make it the owner"):
+        Store.open(place.replace("mm4@", "guest@"))
+    with pytest.raises(StoreError, match="the role lacks a right"):
+        Store.open(cluster.database(empty=True).replace("mm4@", "guest@"))
+
+
+@pytest.mark.slow
+def test_what_a_database_is_set_to_otherwise_changes_nothing(cluster: Cluster) -> None:
+    place = cluster.database()
+    name = place.partition("@/")[2].partition("?")[0]
+    cluster.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    cluster.run(f"ALTER DATABASE {name} SET timezone = 'Pacific/Auckland'")
+    with Store.open(place) as store:
+        store.ping()
+        with store._readers.connect() as connection:
+            settings = [connection.exec_driver_sql(f"SHOW {n}").scalar() for n in ("transaction_isolation", "timezone")]
+    assert settings == ["read committed", "UTC"]

@@ -7,13 +7,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.dialects import postgresql
 
+from cluster import plan
 from mm4.protocol.retry import TRANSIENT, Retry
 from mm4.protocol.transaction import Direction, Message, State, Transaction
 from mm4.store import Store
@@ -29,8 +29,8 @@ NONE = {"north": Retry(600, 0)}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/mm4.db", busy_seconds=5) as opened:
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url, busy_seconds=5) as opened:
         yield opened
 
 
@@ -113,7 +113,7 @@ def test_ten_thousand_at_once_come_in_batches_and_each_once(store: Store) -> Non
                 " ack_requested, delivery_report, read_reply, updated_at, due_at)"
                 " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9980)"
                 " SELECT t.token, t.peer, t.direction, t.type, 't-' || i, 'm-' || i, t.originator, '+4477009' || i, t.state,"
-                " 1, 0, 0, t.updated_at, t.due_at FROM n, (SELECT * FROM transactions LIMIT 1) t"
+                " true, false, false, t.updated_at, t.due_at FROM n, (SELECT * FROM transactions LIMIT 1) t"
             )
         )
     engine.dispose()
@@ -130,9 +130,8 @@ def test_ten_thousand_at_once_come_in_batches_and_each_once(store: Store) -> Non
     assert store.counts() == {"out/overdue": 10_000}
 
 
-def test_several_processes_have_each_transaction_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mm4.db"
-    stores = [Store.open(url, busy_seconds=30) for _ in range(4)]
+def test_several_processes_have_each_transaction_once(store_url: str) -> None:
+    stores = [Store.open(store_url, busy_seconds=30) for _ in range(4)]
     for _ in range(60):
         kept(stores[0], transaction(), transaction(SECOND))
     seen: list[int] = []
@@ -161,19 +160,10 @@ def test_on_postgresql_rows_that_another_host_has_are_passed_over(query: Any) ->
 
 
 def test_what_is_due_is_found_by_its_index(store: Store) -> None:
-    engine = create_engine(store._database.url)
+    values = {"now": T0, "most": 100, "host": "gw", "abandoned": T0}
     for query in (_DUE, _TO_SEND):
-        with engine.connect() as connection:
-            sql = str(query.compile(engine))
-            plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + sql, ("1",) * sql.count("?"))
-            assert "ix_transactions_due" in str(plan.all())
-    seen: list[str] = []
-    event.listen(engine, "before_cursor_execute", lambda *execution: seen.append(execution[2]))
-    with engine.connect() as connection:
-        ahead(connection, LATER, 100, RETRIES, "gw")
-        plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + seen[-1], ("1",) * seen[-1].count("?"))
-        assert "ix_transactions_due" in str(plan.all())
-    engine.dispose()
+        assert "ix_transactions_due" in plan(store, lambda connection, query=query: connection.execute(query, values))  # type: ignore[misc]
+    assert "ix_transactions_due" in plan(store, lambda connection: ahead(connection, LATER, 100, RETRIES, "gw"))
 
 
 # -- sent again

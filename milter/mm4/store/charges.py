@@ -244,8 +244,10 @@ class Charges:
                 .order_by(charges.c.id)
                 .limit(most)
                 .with_for_update(skip_locked=True)
+                .cte()
             )
-            connection.execute(update(charges).where(charges.c.id.in_(chosen)).values(file_id=identity))
+            mine_alone = charges.c.id.in_(select(chosen.c.id))
+            connection.execute(update(charges).where(mine_alone).values(file_id=identity))
             extent = select(func.min(charges.c.id), func.max(charges.c.id), func.count())
             first, last, count = connection.execute(extent.where(charges.c.file_id == identity)).one()
             mine = cdr_files.c.id == identity

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Row, bindparam, or_, select, text
 
 from ..protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
-from .schema import messages, transactions
+from .schema import clean, messages, transactions
 
 __all__ = ["PENDING", "as_recorded", "find"]
 
@@ -76,16 +76,17 @@ def find(connection: Connection, message: Message, window: timedelta) -> Recordi
     ids = {(t.transaction_id, t.message_id) for t in message.transactions}
     if message.source is None or len(ids) != 1 or not all(next(iter(ids))):
         return Recording()
-    transaction_id, message_id = ids.pop()
+    transaction_id, message_id = map(clean, ids.pop())
     if connection.dialect.name == "postgresql":
         # SQLite has the one write lock; here two hosts would each see nothing of the other's row.
         connection.execute(_LOCK, {"a_key": f"{message.source} {transaction_id}"})
     rows = connection.execute(
         _CANDIDATES,
         {
-            "an_id": transaction_id, "a_message_id": message_id, "a_type": message.type, "a_source": message.source,
+            "an_id": transaction_id, "a_message_id": message_id, "a_type": clean(message.type),
+            "a_source": message.source,
             "a_since": message.recorded_at - window,
-            "recipients": [transaction.recipient for transaction in message.transactions],
+            "recipients": [clean(transaction.recipient) for transaction in message.transactions],
         },
     )  # fmt: skip
     found: list[Any] = [*rows.all()][::-1]

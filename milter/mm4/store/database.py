@@ -16,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ..protocol.errors import Mm4Error, NoStoreError, StoreError
@@ -58,7 +58,7 @@ class Database:
             if importlib.util.find_spec("psycopg") is None:
                 raise StoreError(
                     f"store {parsed.render_as_string()}: PostgreSQL needs psycopg, which is not installed; "
-                    "install it (apt install python3-psycopg, or pip install psycopg) or use SQLite"
+                    "install it (pip install 'mm4-milter[postgresql]', or apt install python3-psycopg) or use SQLite"
                 )
             return cls(parsed.set(drivername="postgresql+psycopg"), None, busy_seconds, read_only)
         raise StoreError(f"store {parsed.render_as_string()}: unknown kind {backend}; {_URLS}")
@@ -156,15 +156,47 @@ class Database:
 
     def _postgresql(self, role: _Role, pool: dict[str, Any]) -> Engine:
         milliseconds = max(1, int(self.busy_seconds * 1000))
-        options = f"-c lock_timeout={milliseconds} -c timezone=UTC"
+        settings = {
+            "timezone": "UTC",
+            "lock_timeout": milliseconds,
+            # What server or role have set otherwise must not change what a statement sees.
+            "default_transaction_isolation": r"read\ committed",
+            # A host that vanishes in the middle of a transaction would keep its locks from all others.
+            "idle_in_transaction_session_timeout": 2 * milliseconds,
+        }
         if role == "reader":
-            options += " -c default_transaction_read_only=on"
-        arguments = {"connect_timeout": max(2, round(self.busy_seconds)), "options": options}
+            settings["default_transaction_read_only"] = "on"
+        if role == "writer":
+            # More than a lock takes, and less than the end of a message may.
+            settings["statement_timeout"] = 2 * milliseconds
+        arguments = {
+            "connect_timeout": max(2, round(self.busy_seconds)),
+            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+            # A server that vanishes is noticed within the same time, not in the two hours of the kernel.
+            "tcp_user_timeout": 2 * milliseconds,
+            "keepalives_idle": max(1, round(self.busy_seconds)),
+            "keepalives_interval": 1,
+            "keepalives_count": 5,
+        }
         return create_engine(self.url, connect_args=arguments, pool_pre_ping=role == "reader", **pool)
 
     def busy(self, error: BaseException) -> bool:
         """Whether the error only says that another process holds the lock."""
         return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def undone(self, error: BaseException) -> bool:
+        """Whether nothing of a transaction was kept for a reason that does not lie in what was being written.
+
+        That is: PostgreSQL broke the connection, undid one of two transactions that waited for each other, or would
+        not wait longer for a lock of another.
+        """
+        if not isinstance(error, DBAPIError):
+            return False
+        return error.connection_invalidated or _sqlstate(error) in _UNDONE
+
+    def waited(self, error: BaseException) -> bool:
+        """Whether PostgreSQL gave up because a lock, or the statement, took too long."""
+        return _sqlstate(error) in (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT)
 
     def failure(self, error: BaseException) -> StoreError:
         """Say what an error of the database means, and the cure; one of ours keeps its own words."""
@@ -172,6 +204,8 @@ class Database:
             return error if isinstance(error, StoreError) else StoreError(str(error))
         if isinstance(error, PoolTimeoutError):
             return StoreError(f"store {self}: all reading connections were in use for {self.busy_seconds:g} s")
+        if self.path is None and (meaning := self._meaning(error)) is not None:
+            return StoreError(f"store {self}: {meaning}")
         code = _sqlite_code(error)
         if code in _MEANINGS:
             meaning = _MEANINGS[code].format(path=self, user=_user(), seconds=f"{self.busy_seconds:g}")
@@ -179,6 +213,17 @@ class Database:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         lines = str(cause).splitlines()
         return StoreError(f"store {self}: {type(cause).__name__}: {lines[0] if lines else 'no text'}")
+
+    def _meaning(self, error: BaseException) -> str | None:
+        """What an error of PostgreSQL means, where it is one that an operator can mend."""
+        state = _sqlstate(error)
+        if state in _STATES:
+            return _STATES[state].format(seconds=f"{self.busy_seconds:g}")
+        # psycopg gives no state where it cannot connect, whatever the server said.
+        if isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, OperationalError)):
+            lines = str(error.orig).splitlines() or ["no text"]
+            return f"no connection to PostgreSQL ({lines[0]}); start it, or mend store: in the YAML"
+        return None
 
 
 _LOCKED = "another process has held its lock for more than {seconds} s; fuser -v {path} shows which"
@@ -193,6 +238,25 @@ _MEANINGS = {
     sqlite3.SQLITE_CORRUPT: "is damaged; stop mm4, keep a copy of the file and restore the last backup",
     sqlite3.SQLITE_NOTADB: "is no SQLite database; name another file, or move this one away",
 }
+
+
+# PostgreSQL's SQLSTATE codes: appendix A of its manual.
+_DEADLOCK, _SERIALIZATION, _LOCK_TIMEOUT, _STATEMENT_TIMEOUT = "40P01", "40001", "55P03", "57014"
+_UNDONE = (_DEADLOCK, _SERIALIZATION, _LOCK_TIMEOUT, _STATEMENT_TIMEOUT)
+_WAITED = "another process has held a lock for more than {seconds} s; pg_stat_activity shows which"
+_STATES = {
+    _LOCK_TIMEOUT: _WAITED,
+    _STATEMENT_TIMEOUT: "a statement took too long and was given up; look at PostgreSQL's load and disk",
+    "53100": "no room to write; free space on the file system of PostgreSQL",
+    "25006": "PostgreSQL takes no writes (a standby?); name the primary in store:",
+    "42501": "the role lacks a right; make it the owner of the database",
+}
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """Give PostgreSQL's code, or None where there is none."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None)
 
 
 def _sqlite_code(error: BaseException) -> int | None:

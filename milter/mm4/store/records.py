@@ -15,10 +15,10 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
 from . import copies
-from .schema import messages, transactions
+from .schema import clean, messages, transactions
 from .writer import Operation
 
-__all__ = ["MOST_ORIGINALS", "clean", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
+__all__ = ["MOST_ORIGINALS", "load", "load_held", "load_originals", "load_owed", "recording", "withdraw"]
 
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
@@ -29,6 +29,7 @@ _INSERT_TRANSACTIONS = insert(transactions)
 _UNDER_WAY = select(messages.c.recorded_at, messages.c.answered_at).where(
     messages.c.copy_of == bindparam("a_token"), messages.c.answer_to.is_not(None)
 )
+_WAITING = select(messages.c.token).where(messages.c.token == bindparam("a_token")).with_for_update()
 _HELD = (
     select(messages.c.token)
     .join(transactions, messages.c.token == transactions.c.token)
@@ -53,16 +54,6 @@ _ORIGINALS = (
     .limit(MOST_ORIGINALS)
 )
 _OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
-
-
-def clean(text: str) -> str:
-    """Make text that others wrote fit for any database: no lone surrogates, no NUL (PostgreSQL has none).
-
-    Clean text comes back as it is. Whatever is written or searched goes through this, so that it is found.
-    """
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 def recording(message: Message, window: timedelta | None) -> Operation[Recording]:
@@ -101,6 +92,8 @@ def withdraw(connection: Connection, token: str) -> None:
 
 def _under_way(connection: Connection, message: Message) -> bool:
     """Whether another RES for the same REQ is out, or may be: the second comes again, and finds nobody waiting."""
+    # Two hosts would each see nothing of the other's row; SQLite has the one write lock.
+    connection.execute(_WAITING, {"a_token": message.copy_of})
     return any(
         row.answered_at is not None or abs(message.recorded_at - row.recorded_at) < copies.PENDING
         for row in connection.execute(_UNDER_WAY, {"a_token": message.copy_of})

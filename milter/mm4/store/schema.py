@@ -36,6 +36,7 @@ __all__ = [
     "UtcDateTime",
     "cdr_files",
     "charges",
+    "clean",
     "events",
     "generation",
     "messages",
@@ -51,6 +52,16 @@ REVISION = REVISIONS[-1]
 def generation(revision: str) -> str:
     """The part of a revision's name that says with whose code it can be used."""
     return revision[:2]
+
+
+def clean(text: str) -> str:
+    """Make text that others wrote fit for any database: no lone surrogates, no NUL (PostgreSQL has none).
+
+    Clean text comes back as it is. Whatever is written or searched goes through this, so that it is found.
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 class UtcDateTime(TypeDecorator[datetime]):

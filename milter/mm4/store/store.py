@@ -24,9 +24,8 @@ from . import clock, copies, listing, records, timers, trace, transitions, upkee
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .clock import Ahead
 from .database import Database
-from .records import clean
 from .returned import load_returned
-from .schema import transactions
+from .schema import clean, transactions
 from .timers import Expired, Hindrance, Late
 from .upgrade import prepare
 from .writer import Operation, Writer

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..protocol.errors import NoStoreError, StoreError
 from .database import Database
@@ -21,6 +21,9 @@ __all__ = ["prepare"]
 
 _VERSION = text("SELECT version_num FROM alembic_version")
 _ADVISORY_LOCK = 0x6D6D34  # "mm4"; the same number in every process, and nobody else's
+
+_UNDEFINED_TABLE = "42P01"
+"""PostgreSQL's SQLSTATE for a table that is not there."""
 
 
 def prepare(database: Database, readers: Engine, migrate: bool) -> None:
@@ -46,11 +49,11 @@ def _quick_revision(database: Database, readers: Engine) -> str | None:
         with readers.connect() as connection:
             return connection.execute(_VERSION).scalar()
     except DBAPIError as error:
-        # SQLite reports a missing table as a plain error, PostgreSQL as a wrong statement.
-        missing = (
-            isinstance(error, ProgrammingError) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-        )
-        if missing:
+        # SQLite reports a missing table as a plain error.
+        if (
+            getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+            or getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE
+        ):
             return None
         raise database.failure(error) from error
     except SQLAlchemyError as error:

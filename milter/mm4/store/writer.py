@@ -113,12 +113,19 @@ class Writer:
         if connection is None:
             return
         group = self._take()
+        executed = False
         try:
             outcomes = self._execute(connection, group)
+            executed = True
             connection.commit()
         except BaseException as error:
             # Undone as a whole. The connection may be in any state: the next group gets a new one.
             self._disconnect()
+            alone = len(group) == 1 and self._database.waited(error)
+            if not executed and not alone and self._database.undone(error):
+                self._one_by_one(group)
+                return
+            # A commit without an answer is never repeated: it may be on disk.
             self._fail(group, error)
             if not isinstance(error, Exception):
                 raise
@@ -126,6 +133,32 @@ class Writer:
         for work, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 self._fail([work], outcome)
+            else:
+                work.future.set_result(outcome)
+
+    def _one_by_one(self, group: list[_Work]) -> None:
+        """Commit each by itself, on a new connection: none holds a lock while it waits for another's."""
+        for number, work in enumerate(group):
+            try:
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                self._connection.begin()
+            except Exception as error:
+                self._disconnect()
+                self._fail(group[number:], error)
+                return
+            try:
+                outcome = work.operation(self._connection)
+                self._connection.commit()
+            except BaseException as error:
+                self._disconnect()
+                self._fail([work], error)
+                if not isinstance(error, Exception):
+                    raise
+                if self._database.waited(error):
+                    # Each of the others would wait as long again.
+                    self._fail(group[number + 1 :], error)
+                    return
             else:
                 work.future.set_result(outcome)
 
@@ -162,7 +195,9 @@ class Writer:
             results = [work.operation(connection) for work in group]
             connection.exec_driver_sql("RELEASE SAVEPOINT together")
             return results
-        except Exception:
+        except Exception as error:
+            if self._database.undone(error):
+                raise
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT together")
         return [self._alone(connection, work) for work in group]
 
@@ -173,6 +208,8 @@ class Writer:
             savepoint.commit()
             return result
         except Exception as error:
+            if self._database.undone(error):
+                raise
             # Fails where the database has given up the whole transaction (full, input/output): then all fail.
             savepoint.rollback()
             return error
