@@ -40,7 +40,7 @@ class PlainPostfix:
         self.smtp = f"{LOCAL}:{free_port()}"
         given = folder / "plain.yaml"
         given.write_text(config)
-        sandbox = Sandbox(given, folder / "plain", self.smtp, None)
+        sandbox = Sandbox(given, folder / "plain", [self.smtp], None)
         sandbox.folder.mkdir(mode=0o755)
         sandbox.prepare()
         self.folder, self.queue, self._log = sandbox.folder, sandbox.queue, sandbox.log

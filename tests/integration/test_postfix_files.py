@@ -151,7 +151,7 @@ from mm4.postfix.sandbox import run
 from mm4.protocol.errors import Mm4Error
 config, folder, listen, serve = sys.argv[1:]
 try:
-    run(Path(config), Path(folder), listen, None, lambda facts: print(json.dumps(facts), flush=True),
+    run(Path(config), Path(folder), [listen], None, lambda facts: print(json.dumps(facts), flush=True),
         serve=json.loads(serve))
 except Mm4Error as error:
     sys.stderr.write(f"{type(error).__name__}: {error}\\n")
@@ -287,7 +287,7 @@ def test_everything_lies_in_the_folder(gateway: tuple[Sandbox, dict[str, Any]]) 
     for key in ("config", "config_directory", "queue_directory", "maildir", "log"):
         assert Path(facts[key]).is_relative_to(sandbox.folder), key
     config = parse_config(Path(facts["config"]).read_text(), facts["config"])
-    assert config.service.listen == facts["smtp"]
+    assert config.service.listen == [facts["smtp"]]
     assert config.store == f"sqlite:///{sandbox.folder}/mm4.db"
     assert config.folders.sockets == f"{sandbox.folder}/queue/mm4"
 
@@ -559,7 +559,7 @@ def test_without_root_it_says_why(tmp_path: Path) -> None:
         "from mm4.protocol.errors import UsageError\n"
         f"os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
         "from pathlib import Path\n"
-        "try: Sandbox(Path('/x.yaml'), Path('/x'), '127.0.0.1:2525', None)\n"
+        "try: Sandbox(Path('/x.yaml'), Path('/x'), ['127.0.0.1:2525'], None)\n"
         "except UsageError as error: print(error)\n"
     )
     done = subprocess.run(
@@ -571,4 +571,4 @@ def test_without_root_it_says_why(tmp_path: Path) -> None:
 def test_a_folder_that_postfix_cannot_use_is_named(tmp_path: Path) -> None:
     for name, why in (("with blank", "main.cf cannot hold this path"), ("x" * 100, "too long by")):
         with pytest.raises(UsageError, match=why):
-            private_postfix.Sandbox(tmp_path / "mm4.yaml", tmp_path / name, "127.0.0.1:2525", None)
+            private_postfix.Sandbox(tmp_path / "mm4.yaml", tmp_path / name, ["127.0.0.1:2525"], None)

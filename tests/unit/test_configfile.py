@@ -136,7 +136,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("  south:", "  123:", 13, "peers.123", "'123' is no peer name"),
     ("  south:", "  a.b:", 13, "peers.a.b", "'a.b' is no peer name"),
     ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body, tyntec; one of your own is the path of a file that ends in .yaml"),
-    ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'verify' or 'secure', found 'always'"),
+    ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'fingerprint', 'verify' or 'secure', found 'always'"),
     ("    max_size", "    on_violation: shrug\n    max_size", 17, "peers.south.on_violation", "expects 'respond', 'reject' or 'monitor', found 'shrug'"),
     ("    max_size", "    delivery_report: maybe\n    max_size", 17, "peers.south.delivery_report", "expects 'on_delivery', 'on_report' or 'off', found 'maybe'"),
     ("  numbers: [", "  on_bounce: drop\n  numbers: [", 4, "local.on_bounce", "expects 'report', 'res' or 'off', found 'drop'"),
@@ -225,14 +225,14 @@ def test_a_long_value_is_not_repeated_whole() -> None:
 def test_what_is_not_said_has_its_default() -> None:
     config = load()
     north, south = config.peers["north"], config.peers["south"]
-    assert (north.dialect, north.tls, north.on_violation, north.identity, north.transit) == (
+    assert (north.dialect, north.tls.level, north.on_violation, north.identity, north.transit) == (
         "3gpp", "may", "respond", "log", False,
     )  # fmt: skip
     assert (north.max_size, north.ack.request, north.ack.timeout, north.mail_from) == (None, True, 600, "system")
     assert north.write_domain == "mms.north.example"
     assert (south.max_size, south.ack.request, south.ack.timeout) == (1_000_000, False, 7200)
     assert (config.submit, config.store) == ("sendmail", "sqlite:////var/lib/mm4/mm4.db")
-    assert (config.service.listen.host, config.service.listen.port, config.service.workers) == ("192.0.2.9", 25, 3)
+    assert ([(e.host, e.port) for e in config.service.listen], config.service.workers) == ([("192.0.2.9", 25)], 3)
     assert config.service.metrics is None
 
 

@@ -1,7 +1,7 @@
 """`mm4 postfix`: what goes into the Postfix beside this gateway.
 
-`maps` writes the tables that follow from the YAML, `show` prints the text for main.cf and master.cf. Neither
-starts, stops or reloads anything.
+`maps` writes what follows from the YAML, `show` prints the text for main.cf and master.cf. Neither starts or stops
+anything, and only `maps --reload` reloads.
 """
 
 from __future__ import annotations
@@ -26,25 +26,53 @@ def postfix() -> None:
 
 @postfix.command("maps")
 @config_option
+@click.option("--check", "dry_run", is_flag=True, help="Change nothing; exit 1 where something would be changed.")
+@click.option("--reload", "reload", is_flag=True, help="Reload Postfix where something changed and it runs.")
 @json_option
-def maps_command(config_file: str, as_json: bool) -> None:
-    """Write the tables that follow from the YAML into <folders.postfix>/mm4.
+def maps_command(config_file: str, dry_run: bool, reload: bool, as_json: bool) -> int:
+    """Write what follows from the YAML: the tables in <folders.postfix>/mm4, and the services of single peers.
 
-    Says which changed. Postfix reads them once a process, so a change needs the reload that is printed.
+    Services and paces go into main.cf and master.cf between the lines BEGIN mm4 and END mm4; where these lines do not
+    stand, what is lacking is printed, exit 1. Says what changed. Postfix reads it after a reload; nothing here needs a
+    restart.
     """
-    from ..postfix import maps  # noqa: PLC0415 - the command line starts quickly
+    from ..postfix.instance import Instance  # noqa: PLC0415 - the command line starts quickly
     from ..postfix.settings import read_config  # noqa: PLC0415 - the command line starts quickly
+    from ..postfix.update import update  # noqa: PLC0415 - the command line starts quickly
 
     config, _ = read_config(config_file)
-    folder = maps.folder_of(config)
-    changed = maps.write(config, folder)
-    reload = f"postfix -c {config.folders.postfix} reload" if changed else None
+    done = update(config, dry_run=dry_run)
+    command = f"postfix -c {config.folders.postfix} reload" if done.changed or done.lacking else None
+    instance = Instance(config.folders.postfix)
+    reloaded = bool(reload and not dry_run and done.changed and instance.running())
+    if reloaded:
+        instance.reload()
+    code = 1 if done.lacking or (dry_run and done.changed) else 0
     if as_json:
-        echo_json({"folder": str(folder), "changed": changed, "reload": reload})
-        return
-    for name in changed:
-        click.echo(f"written: {folder / name}")
-    click.echo(f"Postfix reads them after: {reload}" if reload else f"{folder}: nothing changed, no reload needed")
+        echo_json({
+            "folder": str(done.folder),
+            "changed": list(done.changed),
+            "reload": None if reloaded and not done.lacking else command,
+            "reloaded": reloaded,
+            "add": {name: list(lines) for name, lines in done.lacking},
+            "remove": {name: list(keys) for name, keys in done.surplus},
+        })  # fmt: skip
+        return code
+    for name in done.changed:
+        path = (done.folder.parent if name.endswith(".cf") else done.folder) / name
+        click.echo(f"{'would be written' if dry_run else 'written'}: {path}")
+    for name, keys in done.surplus:
+        click.echo(f"no longer needed in {done.folder.parent / name}: {', '.join(keys)}")
+    for name, lines in done.lacking:
+        click.echo(f"to be written into {done.folder.parent / name}, in the place of what stands there for these:")
+        click.echo("\n".join(lines) + "\n")
+    if reloaded:
+        click.echo("Postfix has been reloaded")
+    elif command is None:
+        click.echo(f"{done.folder}: nothing changed, no reload needed")
+    if command is not None and (not reloaded or done.lacking):
+        click.echo(f"Postfix reads {'the rest' if reloaded else 'it'} after: {command}")
+    return code
 
 
 @postfix.command("show")

@@ -25,13 +25,15 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"{value!r} is no IP address, for example 127.0.0.7") from None
 
 
-def _endpoint(context: click.Context, parameter: click.Parameter, value: str) -> str:
+def _endpoints(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    from pydantic import ValidationError  # noqa: PLC0415 - the command line starts quickly
+
     from ..gateway.host import Service  # noqa: PLC0415 - the command line starts quickly
 
     try:
-        return str(Service(listen=value).listen)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no address with a port, for example 127.0.0.1:2525") from None
+        return [str(endpoint) for endpoint in Service.model_validate({"listen": list(values)}).listen]
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 @click.command("sandbox")
@@ -44,10 +46,11 @@ def _endpoint(context: click.Context, parameter: click.Parameter, value: str) ->
     help="Where everything is written; may be there already, with the queue of an earlier run.",
 )
 @click.option(
-    "--listen", default="127.0.0.1:2525", show_default=True, callback=_endpoint, help="Address and port for MM4."
-)
+    "--listen", default=["127.0.0.1:2525"], show_default=True, multiple=True, callback=_endpoints,
+    help="Address and port for MM4, IPv6 in brackets; again for more.",
+)  # fmt: skip
 @click.option("--source", callback=_address, help="Address from which mail is sent out, for example 127.0.0.7.")
-def sandbox(config_file: str, folder: Path, listen: str, source: str | None) -> None:
+def sandbox(config_file: str, folder: Path, listen: list[str], source: str | None) -> None:
     """Run a private Postfix with this gateway until SIGTERM or SIGINT. Needs root.
 
     Prints one JSON line when it takes mail: where it listens, its configuration, queue, Maildirs and log.

@@ -63,7 +63,7 @@ class Service:
     @classmethod
     def of(cls, config: Config) -> Service:
         """The service of a gateway on this host, by its configuration."""
-        listen, home = config.service.listen, config.home
+        listen, home = config.service.listen[0], config.home
         address = ipaddress.ip_address(listen.host)
         host = listen.host
         if address.is_unspecified:

@@ -17,6 +17,7 @@ from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import ConfigError, DialectError
 from ..protocol.located import Document, Path, dotted, explain
 from .config import Config
+from .peer import Peer
 
 __all__ = ["dialect_files", "origins", "parse_config", "place"]
 
@@ -89,19 +90,25 @@ def _wrong_dialects(document: Document, texts: Mapping[str, str | DialectError])
 
 
 def _in_file(location: tuple[int | str, ...], document: Document) -> Path:
-    """pydantic's place as it stands in the file, where `local` may be one mapping instead of a list."""
+    """pydantic's place as it stands in the file, where one mapping or word may stand for a list, or for a mapping."""
     path = tuple(location)
     if path[:1] == ("local",) and not isinstance(document.value.get("local"), list):
         path = ("local", *path[2:]) if len(path) > 1 and isinstance(path[1], int) else path
+    value: Any = document.value
+    for i, part in enumerate(path):
+        word = value is not None and not isinstance(value, dict | list)
+        if word:
+            return path[:i]
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            break
     return path
 
 
 def _absolute(config: Config, base: PurePath) -> Config:
     """Relative paths are relative to the YAML's folder."""
-    peers = {
-        name: peer.model_copy(update={"dialect": str(base / peer.dialect)}) if is_file(peer.dialect) else peer
-        for name, peer in config.peers.items()
-    }
+    peers = {name: _absolute_peer(peer, base) for name, peer in config.peers.items()}
     folders = config.folders.model_copy(
         update={key: str(base / value) for key, value in config.folders.model_dump().items()}
     )
@@ -112,6 +119,18 @@ def _absolute(config: Config, base: PurePath) -> Config:
     if cdr is not None and cdr.folder is not None:
         cdr = cdr.model_copy(update={"folder": str(base / cdr.folder)})
     return config.model_copy(update={"folders": folders, "store": store, "peers": peers, "cdr": cdr})
+
+
+def _absolute_peer(peer: Peer, base: PurePath) -> Peer:
+    changed: dict[str, Any] = {}
+    if is_file(peer.dialect):
+        changed["dialect"] = str(base / peer.dialect)
+    files = {key: str(base / value) for key in ("ca", "certificate", "key") if (value := getattr(peer.tls, key))}
+    if files:
+        changed["tls"] = peer.tls.model_copy(update=files)
+    if peer.login is not None:
+        changed["login"] = peer.login.model_copy(update={"password_file": str(base / peer.login.password_file)})
+    return peer.model_copy(update=changed) if changed else peer
 
 
 def origins(config: Config, text: str, name: str) -> list[tuple[str, object, str]]:

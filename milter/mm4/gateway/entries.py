@@ -30,13 +30,16 @@ __all__ = [
     "StoreUrl",
     "SystemAddress",
     "Text",
+    "address_of",
     "domain_of",
     "judged_domain",
+    "one_or_many",
     "parse_next_hop",
 ]
 
 IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
 _NEXT_HOP = re.compile(r"(?:\[(?P<literal>[^\]\s]+)\]|(?P<name>[^\s:\[\]]+))(?::(?P<port>\d{1,5}))?\Z")
 
@@ -56,6 +59,15 @@ def parse_next_hop(text: str) -> tuple[str, int | None, bool]:
         raise ValueError('a next hop is written as Postfix wants it: "[192.0.2.10]:25", "[host]:port" or "domain"')
     literal = match["literal"]
     return literal or match["name"], int(match["port"]) if match["port"] else None, literal is not None
+
+
+def address_of(next_hop: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a next hop is; None where it is a name. Raises ValueError as `parse_next_hop`."""
+    host, _, literal = parse_next_hop(next_hop)
+    try:
+        return ipaddress.ip_address(host.lower().removeprefix("ipv6:")) if literal else None
+    except ValueError:
+        return None
 
 
 def _string(value: Any) -> Any:
@@ -99,9 +111,14 @@ def _prefix(text: str) -> str:
 
 def _network(value: str) -> IPNetwork:
     try:
-        return ipaddress.ip_network(value)
+        network = ipaddress.ip_network(value)
     except ValueError as error:
-        raise ValueError(f"{value!r} is no network: {error}; for example 192.0.2.10/32") from None
+        raise ValueError(f"{value!r} is no network: {error}; for example 192.0.2.10/32 or 2001:db8::/48") from None
+    if network.version == 6 and network.subnet_of(_MAPPED):
+        # Such a client is an IPv4 client, to Postfix and to us.
+        host = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+        raise ValueError(f"{value!r} is IPv4 in another form; write {host}/{network.prefixlen - 96}")
+    return network
 
 
 def _store(text: str) -> str:
@@ -115,7 +132,9 @@ def _store(text: str) -> str:
 
 
 def _hop(text: str) -> str:
-    parse_next_hop(text)
+    host, _, literal = parse_next_hop(text)
+    if literal and ":" in host and address_of(text) is None:
+        raise ValueError(f'{text!r} holds no IPv6 address; it is written "[2001:db8::1]:25"')
     return text
 
 
@@ -128,6 +147,8 @@ NextHop = Annotated[Text, AfterValidator(_hop)]
 StoreUrl = Annotated[Text, AfterValidator(_store)]
 # YAML reads the plain word off as false, which is what somebody who writes it here means.
 OrOff = BeforeValidator(lambda value: "off" if value is False else value)
+one_or_many = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+"""For keys that take one value or a list."""
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ..protocol.located import models
 from .config import Config
 from .host import Cdr, Folders, Rotate, Service, Spool
 from .localside import Local
+from .outgoing import Login, Pace, Tls
 from .peer import Ack, Peer
 from .routes import PrefixRoute
 
@@ -41,10 +43,10 @@ _EXAMPLES: dict[type[BaseModel], dict[str, str]] = {
         "domains": "[mm4.tyntec.example]",
         "networks": "[192.0.2.10/32]",
         "next_hop": '"[192.0.2.10]:25"',
-        "tls": "encrypt",
         "system_address": "system@mm4.tyntec.example",
         "max_size": "1MB",
     },
+    Tls: {"level": "encrypt"},
     PrefixRoute: {"prefix": '"+"', "peer": "tyntec"},
     Service: {"listen": '"192.0.2.1:25"'},
 }
@@ -82,9 +84,12 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
     given = _EXAMPLES.get(model, {}).get(name)
     if given is not None:
         yield f"{name}: {given}"
-    elif info.annotation in (Ack, Rotate):
+    elif inner := next((m for m in models(info.annotation) if m in (Ack, Login, Pace, Rotate)), None):
         yield f"# {name}:"
-        yield from _nested(info.annotation)
+        yield from _nested(inner)
+    elif info.annotation is Tls:
+        yield f"{name}:"
+        yield from _indented(_keys(Tls))
     else:
         text = _WRITTEN.get(name) or _plain(info.get_default(call_default_factory=True))
         yield f"# {name}: {text}".rstrip()
@@ -93,7 +98,8 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
 def _nested(model: type[BaseModel]) -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield from (f"#   {line[2:]}" for line in _comment(info.description or ""))
-        yield f"#   {name}: {_WRITTEN.get(name) or _plain(info.default)}"
+        text = "" if info.is_required() else _WRITTEN.get(name) or _plain(info.default)
+        yield f"#   {name}: {text}".rstrip()
 
 
 # Defaults of durations and sizes as the file writes them; the schema holds seconds and bytes.

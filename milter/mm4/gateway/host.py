@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from ..protocol.charging import Format
-from .entries import Duration, Endpoint, ListenOn, Size, Text
+from .entries import Duration, Endpoint, ListenOn, Size, Text, one_or_many
 from .section import Section
 
 __all__ = ["Cdr", "Folders", "Rotate", "Service", "Spool"]
@@ -16,8 +17,11 @@ __all__ = ["Cdr", "Folders", "Rotate", "Service", "Spool"]
 class Service(Section):
     """Where Postfix and the daemon meet the world."""
 
-    listen: ListenOn = Field(
-        Endpoint("127.0.0.1:2525"), description="The MM4 smtpd line: where peers and the MMSC connect."
+    listen: Annotated[list[ListenOn], one_or_many] = Field(
+        [Endpoint("127.0.0.1:2525")],
+        min_length=1,
+        description="The MM4 smtpd line: where peers and the MMSC connect; one address with its port, or a list, for "
+        "example one for IPv4 and one for IPv6.",
     )
     submit: ListenOn = Field(
         Endpoint("127.0.0.1:10026"), description="The private submission line on loopback: exact headers, no filters."
@@ -25,6 +29,14 @@ class Service(Section):
     workers: int = Field(2, ge=1, le=64, description="Milter processes.")
     metrics: ListenOn | None = Field(None, description="Where Prometheus reads the counters. Left out: no endpoint.")
     drain: Duration = Field(5, description="How long a stopping worker answers MAIL with 421 before it goes.")
+
+    @field_validator("listen")
+    @classmethod
+    def _each_once(cls, value: list[Endpoint]) -> list[Endpoint]:
+        twice = next((endpoint for endpoint in value if value.count(endpoint) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} stands here twice; keep one")
+        return value
 
     @field_validator("submit")
     @classmethod

@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .entries import Domain, Duration, NetworkName, NextHop, OrOff, Size, SystemAddress, Text, domain_of
+from .entries import (
+    Domain,
+    Duration,
+    NetworkName,
+    NextHop,
+    OrOff,
+    Size,
+    SystemAddress,
+    Text,
+    address_of,
+    domain_of,
+    one_or_many,
+)
+from .outgoing import Login, Pace, Source, Tls
 from .section import Section, place
 
 __all__ = ["Ack", "Peer"]
@@ -42,8 +55,22 @@ class Peer(Section):
     )
     networks: list[NetworkName] = Field(min_length=1, description="Client addresses by which this peer is known.")
     next_hop: NextHop = Field(description="Where Postfix sends mail for this peer, as in its transport table.")
-    tls: Literal["none", "may", "encrypt", "verify", "secure"] = Field(
-        "may", description="Postfix's TLS security level towards this peer."
+    tls: Tls = Field(
+        default_factory=Tls,
+        description="TLS towards this peer: Postfix's level none, may, encrypt, fingerprint, verify or secure, or a "
+        "mapping.",
+    )
+    source: Annotated[list[Source], one_or_many] = Field(
+        default_factory=list,
+        description="Address of this host that we send from to this peer: one, or one for IPv4 and one for IPv6. Left "
+        "out: any.",
+    )
+    login: Login | None = Field(None, description="SMTP AUTH towards this peer.")
+    pace: Pace = Field(default_factory=Pace, description="How fast we send to this peer.")
+    local: Annotated[list[Domain], one_or_many] = Field(
+        default_factory=list,
+        description="Where we are several operators: the `local.domain` of each that has this peer, one or a list. "
+        "Left out: all.",
     )
     system_address: SystemAddress | None = Field(
         None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
@@ -80,7 +107,22 @@ class Peer(Section):
             raise ValueError(
                 place("system_address") + f"system_address has to lie in one of domains ({', '.join(self.domains)})"
             )
+        hop = address_of(self.next_hop)
+        if hop is not None and self.tls.level in ("verify", "secure") and not self.tls.match:
+            raise ValueError(
+                place("tls") + f"level: {self.tls.level} compares names, and next_hop is an address: name the host in "
+                "next_hop, or what its certificate says in tls.match"
+            )
+        if len({":" in source for source in self.source}) < len(self.source):
+            raise ValueError(place("source") + "source takes one address for IPv4 and one for IPv6")
+        if hop is not None and self.source and hop.version not in self.families:
+            raise ValueError(place("source") + f"source needs an IPv{hop.version} address for next_hop {self.next_hop}")
         return self
+
+    @property
+    def families(self) -> frozenset[int]:
+        """The IP versions of `source`; empty where any address may be sent from."""
+        return frozenset(6 if ":" in source else 4 for source in self.source)
 
     @property
     def write_domain(self) -> str:

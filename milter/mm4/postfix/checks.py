@@ -293,8 +293,8 @@ def _tables(config: Config) -> Finding:
 def _services(config: Config, instance: Instance) -> Iterator[Finding]:
     """The lines of master.cf without which a message would not come in, or an ack not go out."""
     services = {line.split()[0]: line for line in instance.services() if line.strip()}
-    wanted = [str(config.service.listen), str(config.service.submit), "mm4-responder", "mm4-out"]
-    wanted.append("mm4-local" if config.home.deliver_to else "mm4-maildir")
+    wanted = [*map(str, config.service.listen), str(config.service.submit), "mm4-responder", "mm4-out"]
+    wanted += sorted({"mm4-local" if local.deliver_to else "mm4-maildir" for local in config.local})
     fix = f"add it to {instance.folder}/master.cf: mm4 postfix show --wiring service prints the lines"
     for name in wanted:
         short = name.removeprefix("0.0.0.0:")

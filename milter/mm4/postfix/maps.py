@@ -19,8 +19,11 @@ from typing import Literal, TypeAlias
 from ..gateway.config import Config
 from ..gateway.entries import Endpoint, domain_of
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
+from ..gateway.outgoing import Tls
 from ..protocol.errors import ConfigError, PostfixError
+from .passwords import is_password_table, passwords
 from .paused import paused_peers
+from .services import filled, main_block, master_block, service_of
 
 __all__ = [
     "CONSTANT",
@@ -31,9 +34,11 @@ __all__ = [
     "main_lines",
     "master_lines",
     "message_size",
+    "peer_services",
     "reference",
     "replace_file",
     "settings",
+    "stale",
     "tables",
     "turn",
     "write",
@@ -51,6 +56,7 @@ PAUSED = "mm4: paused by the operator"
 """Why mail for a paused peer waits, as `mailq` shows it."""
 
 _HEAD = "# Written by `mm4 postfix maps` from the YAML file: edit that, not this.\n"
+_SECRET = 0o600
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _POSTFIX_SIZE = 10_240_000  # Postfix's own default of message_size_limit
 _GROWTH = 1.4  # what our headers may add before cleanup, which counts again, refuses a message
@@ -126,7 +132,8 @@ def _transport(config: Config, paused: Collection[str]) -> str:
 
 
 def _peer_row(config: Config, name: str, paused: bool) -> tuple[str, str]:
-    hop = f"retry:4.3.2 {PAUSED}" if paused else f"mm4-out:{config.peers[name].next_hop}"
+    peer = config.peers[name]
+    hop = f"retry:4.3.2 {PAUSED}" if paused else f"{service_of(name, peer)}:{peer.next_hop}"
     return f".via-{name}.{PRIVATE_DOMAIN}", hop
 
 
@@ -169,51 +176,85 @@ def _keep(config: Config) -> str:
 
 
 def _tls_policy(config: Config) -> str:
-    levels: dict[str, tuple[str, str]] = {}
+    policies: dict[str, tuple[str, str]] = {}
     problems = []
     for name, peer in config.peers.items():
         # Postfix looks up in lower case.
-        other, level = levels.setdefault(peer.next_hop.lower(), (name, peer.tls))
-        if level != peer.tls:
+        policy = _policy(peer.tls)
+        other, there = policies.setdefault(peer.next_hop.lower(), (name, policy))
+        if there != policy:
             problems.append(
-                f"peers.{name}.tls: {peer.tls}, but peers.{other} has {level} and the same next_hop "
-                f"{peer.next_hop}; Postfix chooses by next hop, so give both the same level"
+                f"peers.{name}.tls: {policy}, but peers.{other} has {there} and the same next_hop "
+                f"{peer.next_hop}; Postfix chooses by next hop, so give both the same"
             )
     if problems:
         raise ConfigError(problems)
-    return "# Next hop as in the transport table, then the TLS level.\n" + _rows(
-        (hop, level) for hop, (_, level) in levels.items()
+    return "# Next hop as in the transport table, then the TLS level and what goes with it.\n" + _rows(
+        (hop, policy) for hop, (_, policy) in policies.items()
     )
+
+
+def _policy(tls: Tls) -> str:
+    names = ":".join(tls.match) or "|".join(tls.fingerprints)
+    return " ".join([tls.level, *([f"match={names}"] if names else []), *([f"tafile={tls.ca}"] if tls.ca else [])])
+
+
+def stale(config: Config, folder: Path, secrets: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """File name to text of the tables in `folder` that are not as the YAML says; None for one that has to go.
+
+    `secrets` are those of `passwords`; without them they are not looked at. Raises ConfigError as `tables`, and
+    PostfixError where it cannot be read what is paused.
+    """
+    wanted = {**tables(config, paused_peers(config)), **(secrets or {})}
+    found: dict[str, str | None] = {name: text for name, text in wanted.items() if not _says(folder / name, text)}
+    if secrets is not None and folder.is_dir():
+        # The password for a peer that is gone.
+        there = sorted(path.name for path in folder.iterdir() if is_password_table(path.name))
+        found |= {name: None for name in there if name not in secrets}
+    return found
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        if is_password_table(path.name) and path.stat().st_mode & 0o7777 != _SECRET:
+            return False
+        return path.read_bytes() == text.encode("utf-8", "surrogateescape")
+    except OSError:
+        return False
 
 
 def write(config: Config, folder: Path) -> list[str]:
     """Bring the tables in `folder` up to date; the names of those that changed, none where all were.
 
     Each is replaced in one step and is on disk before the next one; mode and owner stay. What the operator has paused
-    stays paused. Raises ConfigError as
-    `tables`, and PostfixError where the folder cannot be written.
+    stays paused. Raises ConfigError as `tables` and `passwords`, and PostfixError where the folder cannot be written.
     """
-    wanted = tables(config, paused_peers(config))
+    changed = stale(config, folder, passwords(config))
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
-        return [name for name, text in wanted.items() if replace_file(folder / name, text)]
+        for name, text in changed.items():
+            if text is None:
+                (folder / name).unlink()
+            else:
+                replace_file(folder / name, text, secret=is_password_table(name))
     except OSError as error:
         raise PostfixError(
             f"{error.filename or folder}: cannot be written: {error.strerror}; run as root, and see that "
             f"{folder.parent} is the configuration folder of a Postfix (folders.postfix)"
         ) from error
+    return list(changed)
 
 
-def replace_file(path: Path, text: str) -> bool:
+def replace_file(path: Path, text: str, *, secret: bool = False) -> bool:
     """Give `path` this text in one step; False, and nothing touched, where it has it already.
 
-    A file that is there keeps mode and owner, a new one is 0644. Raises OSError.
+    A file that is there keeps mode and owner, a new one is 0644; a `secret` is ours and 0600. Raises OSError.
     """
     path = path.resolve()
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     try:
-        present = path.stat()
-        if path.read_bytes() == data:
+        present = None if secret else path.stat()
+        if present and path.read_bytes() == data:
             return False
     except FileNotFoundError:
         present = None
@@ -223,7 +264,7 @@ def replace_file(path: Path, text: str) -> bool:
             file.write(data)
             if present:
                 os.fchown(file.fileno(), present.st_uid, present.st_gid)
-            os.fchmod(file.fileno(), present.st_mode & 0o7777 if present else 0o644)
+            os.fchmod(file.fileno(), _SECRET if secret else present.st_mode & 0o7777 if present else 0o644)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -257,12 +298,31 @@ def main_lines(
     `gateway` is a whole file, `service` what is added. `present` holds what an operator's main.cf says now for
     the names in PRESENT; `values` replaces placeholders (None leaves their lines out). Raises PostfixError.
     """
-    return _render(reference(f"{wiring}/main.cf"), {**_values(config, present or {}), **(values or {})})
+    lines = _render(reference(f"{wiring}/main.cf"), {**_values(config, present or {}), **(values or {})})
+    return filled(lines, main_block(config))
 
 
 def master_lines(config: Config, wiring: Wiring, *, values: Mapping[str, str | None] | None = None) -> list[str]:
     """master.cf for this wiring with the configuration's values, line by line; arguments as `main_lines`."""
-    return _render(reference(f"{wiring}/master.cf"), {**_values(config, {}), **(values or {})})
+    text = _for_each_listen(reference(f"{wiring}/master.cf"), config)
+    lines = _render(text, {**_values(config, {}), **(values or {})})
+    return filled(lines, peer_services(config))
+
+
+def peer_services(config: Config) -> list[str]:
+    """The lines of master.cf for peers with a service of their own; empty where all share mm4-out."""
+    shared = next(block for block in reference("service/master.cf").split("\n\n") if re.search("(?m)^mm4-out ", block))
+    return master_block(config, _render(f"\n\n{shared}", _values(config, {})), folder_of(config))
+
+
+def _for_each_listen(text: str, config: Config) -> str:
+    """The MM4 line once for each address; its reasons stand at the first."""
+    [block] = [block for block in text.split("\n\n") if re.search("(?m)^@LISTEN@ ", block)]
+    bare = "\n".join(line for line in block.splitlines() if not line.lstrip().startswith("#"))
+    first, *more = map(str, config.service.listen)
+    blocks = [block.replace("@LISTEN@", first)]
+    blocks += [f"# --- The same at another address\n{bare}".replace("@LISTEN@", address) for address in more]
+    return text.replace(block, "\n\n".join(blocks))
 
 
 def settings(lines: Iterable[str]) -> dict[str, str]:
@@ -273,7 +333,8 @@ def settings(lines: Iterable[str]) -> dict[str, str]:
 
 def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]:
     size = message_size(config)
-    listen, submit = Endpoint(config.service.listen), Endpoint(config.service.submit)
+    submit = Endpoint(config.service.submit)
+    hosts = {endpoint.host for endpoint in config.service.listen}
     folder = folder_of(config)
     locals_ = list(dict.fromkeys(local.domain for local in config.local))
     ours = {
@@ -285,7 +346,7 @@ def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]
     defaults = {"virtual_alias_maps": "$virtual_maps", "fast_flush_domains": "$relay_domains"}
     return {
         "MYHOSTNAME": config.home.domain,
-        "INTERFACES": "all" if listen.host in ("0.0.0.0", "::") else listen.host,  # noqa: S104 - read, not bound
+        "INTERFACES": "all" if hosts & {"0.0.0.0", "::"} else ", ".join(sorted(hosts)),  # noqa: S104 - read, not bound
         "QUEUE": str(PurePath(config.folders.sockets).parent),
         "DATA": "/var/lib/postfix",
         "SOURCE": None,
@@ -294,7 +355,6 @@ def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]
         "SIZE": str(math.ceil(size * _GROWTH) if size else _POSTFIX_SIZE),
         "MAX_SIZE": str(size) if size else None,
         "LOCAL_DOMAINS": ", ".join(locals_),
-        "LISTEN": str(listen),
         "SUBMIT": str(submit),
         "SUBMIT_CLIENTS": f"[{submit.host}]/128" if ":" in submit.host else f"{submit.host}/32",
         **{name.upper(): _without(present.get(name, defaults.get(name, "")), ours[name]) for name in PRESENT},

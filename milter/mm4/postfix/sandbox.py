@@ -24,6 +24,7 @@ import yaml
 
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config, place
+from ..gateway.peer import Peer
 from ..protocol.dialect import is_file
 from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
@@ -45,7 +46,7 @@ _FOLDER = re.compile(r"[\w./+@=~-]+\Z", re.ASCII)  # main.cf separates by blanks
 def run(
     config: Path,
     folder: Path,
-    listen: str,
+    listen: Sequence[str],
     source: str | None,
     announce: Callable[[dict[str, Any]], None],
     *,
@@ -73,7 +74,7 @@ class Sandbox:
     """The folder, what is written into it, and the two processes."""
 
     def __init__(
-        self, config: Path, folder: Path, listen: str, source: str | None, serve: Sequence[str] | None = None
+        self, config: Path, folder: Path, listen: Sequence[str], source: str | None, serve: Sequence[str] | None = None
     ) -> None:
         if os.geteuid() != 0:
             raise UsageError(
@@ -83,7 +84,7 @@ class Sandbox:
         tool("postfix")
         self.origin = config.absolute()
         self.folder = folder.resolve()
-        self.listen = listen
+        self.listen = list(listen)
         self.source = source
         self.yaml = self.folder / "mm4.yaml"
         self.queue = self.folder / "queue"
@@ -99,7 +100,8 @@ class Sandbox:
     def facts(self) -> dict[str, Any]:
         """What the caller needs to use it: the JSON line of `mm4 sandbox`."""
         return {
-            "smtp": self.listen,
+            "smtp": self.listen[0],
+            "listen": self.listen,
             "config": str(self.yaml),
             "config_directory": str(self.instance.folder),
             "queue_directory": str(self.queue),
@@ -183,7 +185,7 @@ class Sandbox:
             return
         master = Path(self.instance.values("daemon_directory")["daemon_directory"]) / "master"
         self._master = self._child([str(master), "-c", str(self.instance.folder)])
-        self._await(signals, since, lambda: _greets(self.listen), "Postfix", self._master)
+        self._await(signals, since, lambda: all(map(_greets, self.listen)), "Postfix", self._master)
 
     def watch(self, signals: Signals) -> None:
         """Until a signal: start the daemon again when it dies. Raises where Postfix dies or it cannot go on."""
@@ -225,7 +227,7 @@ class Sandbox:
         given, text = read_config(self.origin)
         raw: dict[str, Any] = yaml.safe_load(text)
         service = dict(raw.get("service") or {})
-        service["listen"] = self.listen
+        service["listen"] = self.listen if len(self.listen) > 1 else self.listen[0]
         service.setdefault("submit", f"127.0.0.1:{_free_port()}")
         # Postfix stops first: nobody is left who would have to be answered 421.
         service.setdefault("drain", "0s")
@@ -240,8 +242,7 @@ class Sandbox:
             raw["cdr"]["folder"] = given.cdr.folder
         _absolute_reach(raw.get("routes"), self.origin.parent)
         for name, peer in given.peers.items():
-            if is_file(peer.dialect):
-                raw["peers"][name]["dialect"] = peer.dialect
+            _absolute_files(raw["peers"][name], peer)
         head = f"# Written by `mm4 sandbox` from {self.origin}: edit that, not this.\n"
         effective = head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
         config = parse_config(effective, str(self.yaml))
@@ -256,7 +257,8 @@ class Sandbox:
         return key
 
     def _probe_ports(self, config: Config) -> None:
-        for key, endpoint in (("--listen", config.service.listen), ("service.submit", config.service.submit)):
+        listen = [("--listen", endpoint) for endpoint in config.service.listen]
+        for key, endpoint in (*listen, ("service.submit", config.service.submit)):
             host, port = _split(endpoint)
             problem = _cannot_bind(host, port)
             if problem is None:
@@ -345,6 +347,16 @@ def _greets(endpoint: str) -> bool:
             return greeted
     except OSError:
         return False
+
+
+def _absolute_files(raw: dict[str, Any], peer: Peer) -> None:
+    """Files that a peer's entry names lie beside the given YAML, not beside the effective one."""
+    if is_file(peer.dialect):
+        raw["dialect"] = peer.dialect
+    if isinstance(raw.get("tls"), dict):
+        raw["tls"] |= {key: str(getattr(peer.tls, key)) for key in ("ca", "certificate", "key") if key in raw["tls"]}
+    if peer.login is not None:
+        raw["login"]["password_file"] = peer.login.password_file
 
 
 def _absolute_reach(routes: Any, base: Path) -> None:
