@@ -68,7 +68,7 @@ def test_one_transport_row_a_next_hop() -> None:
 
 
 def test_one_domain_with_two_next_hops_is_an_error() -> None:
-    other = {**WITH_MMSC, "domain": "mms.two.example", "system_address": "system@mms.two.example"}
+    other = {**WITH_MMSC, "domain": "mms.two.example", "system_address": "system@mms.two.example", "numbers": ["+4477009002"]}
     with pytest.raises(ConfigError, match=r"local\[1\]\.next_hop: mmsc\.own\.example leads to \[127\.0\.0\.1\]:2600"):
         maps.tables(config([WITH_MMSC, {**other, "next_hop": "[127.0.0.1]:2601"}]))
 

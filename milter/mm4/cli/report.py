@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..gateway.config import Config
+from ..gateway.identities import identity_of
+from ..gateway.routing import Router
 from ..postfix.settings import read_config
 from ..protocol.address import Kind, parse_address
 from ..protocol.errors import Mm4Error, StoreError, UsageError
@@ -135,19 +137,20 @@ def _composed(
     from ..compose import delivery_report, new_id, read_report  # noqa: PLC0415 - the MIME library is slow to load
     from ..compose.addressee import envelope  # noqa: PLC0415 - email-validator is slow to load
 
+    local = identity_of(original.recipient, Router(config))
     peer = config.peers.get(original.peer)
     if peer is None and original.peer != "local":
         raise _NothingReceived(f"{original.message_id} came from {original.peer}, which is no peer any more")
     try:
-        rcpt_to = envelope(original.originator, peer.write_domain if peer else config.home.domain)
+        rcpt_to = envelope(original.originator, peer.write_domain if peer else local.domain)
         if peer and parse_address(rcpt_to).kind is Kind.EMAIL:
             # Whose domain need not be the peer's: the gateway knows where the message came from.
-            rcpt_to = config.home.system_address
+            rcpt_to = local.system_address
     except UsageError:
         raise _NothingReceived(
             f"{original.message_id} came from {original.originator!r}, to whom no report can go"
         ) from None
-    transaction_id = new_id(config.home.domain)
+    transaction_id = new_id(local.domain)
     common: dict[str, Any] = {
         "message_id": original.message_id, "transaction_id": transaction_id, "date": date, "text": text
     }  # fmt: skip
@@ -163,10 +166,11 @@ def _submitted(config: Config, reports: list[_Report]) -> dict[str, str]:
     """What was refused, by transaction id. Raises Refused or Unreachable where that befalls the first."""
     from ..compose import Refused, Service, Unreachable  # noqa: PLC0415 - the MIME library is slow to load
 
-    service = Service.of(config)
+    router = Router(config)
     refused: dict[str, str] = {}
     for index, one in enumerate(reports):
         try:
+            service = Service.of(config, identity_of(one.reporter, router))
             replies = service.submit(one.message, "", (one.rcpt_to,))
         except (Refused, Unreachable) as error:
             if index == 0:

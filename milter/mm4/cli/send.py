@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..gateway.config import Config
+from ..gateway.identities import identity_of
 from ..gateway.routing import Router
 from ..postfix.settings import read_config
 from ..protocol.address import parse_address
@@ -83,7 +84,8 @@ def send(
     parts = list(_parts(texts, files))
     if not parts:
         raise UsageError("nothing to send: give --text or --attach")
-    message_id = new_id(config.home.domain)
+    local = identity_of(sender, Router(config))
+    message_id = new_id(local.domain)
     message = compose(
         sender, numbers, parts, message_id=message_id, now=datetime.now(UTC), subject=subject, region=region,
         delivery_report=delivery_report, read_reply=read_reply, expiry=expiry, priority=priority,
@@ -93,7 +95,7 @@ def send(
     with contextlib.ExitStack() as stack:
         # Before anything is sent: a store that cannot be read is told while there is nothing to lose.
         store = stack.enter_context(store_of(config.store)) if wait is not None else None
-        refused = Service.of(config).submit(message, sender, numbers)
+        refused = Service.of(config, local).submit(message, sender, numbers)
         for address, reply in refused.items():
             click.echo(f"refused {address}: {reply}", err=True)
         sent = [number for number in dict.fromkeys(numbers) if number not in refused]

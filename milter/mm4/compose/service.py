@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..gateway.config import Config
+from ..gateway.localside import Local
 from ..gateway.outcomes import ONE_PEER, STRANGER
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error, Reply, SubmissionError
@@ -61,14 +62,14 @@ class Service:
     source: str | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Service:
-        """The service of a gateway on this host, by its configuration."""
-        listen, home = config.service.listen[0], config.home
+    def of(cls, config: Config, local: Local | None = None) -> Service:
+        """The service of a gateway on this host, by its configuration, for the first or another identity of it."""
+        listen, home = config.service.listen[0], local or config.home
         address = ipaddress.ip_address(listen.host)
         host = listen.host
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
-        return cls(host, listen.port, home.domain, home.region, _source(config, host))
+        return cls(host, listen.port, home.domain, home.region, _source(config, home, host))
 
     def submit(self, message: bytes, sender: str, recipients: Iterable[str]) -> dict[str, str]:
         """Hand a message over; gives the replies to the recipients that were refused, by the address given.
@@ -178,14 +179,14 @@ def _expect(answer: tuple[int, bytes], where: str) -> None:
         raise Refused(where, code, _text(reply))
 
 
-def _source(config: Config, host: str) -> str | None:
-    """The address to connect from: to a service on loopback, one that is in local.clients."""
+def _source(config: Config, local: Local, host: str) -> str | None:
+    """The address to connect from: to a service on loopback, one that is in the identity's clients."""
     if not ipaddress.ip_address(host).is_loopback:
         return None
     side = Router(config).side(host)
-    if side is not None and side.peer is None:
+    if side is not None and side.peer is None and side.faces(local):
         return None
-    for network in (network for local in config.local for network in local.clients):
+    for network in local.clients:
         if network.is_loopback and network.num_addresses == 1 and network.version == ipaddress.ip_address(host).version:
             return str(network.network_address)
     return None

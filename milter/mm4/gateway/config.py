@@ -58,7 +58,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
-        problems = [*_peer_names(self.peers), *_routes(self), *_overlaps(self), *_domains(self)]
+        problems = [*_peer_names(self.peers), *_routes(self), *_overlaps(self), *_domains(self), *_identities(self)]
         if problems:
             # One ValueError a place would stop at the first; configfile splits these lines again.
             raise ValueError("\x00".join(problems))
@@ -124,6 +124,25 @@ def _overlaps(config: Config) -> list[str]:
                     "give the two different networks"
                 )
             seen.setdefault(network, path)
+    return problems
+
+
+def _identities(config: Config) -> list[str]:
+    domains = list(dict.fromkeys(local.domain for local in config.local))
+    problems = [
+        place("peers", name, "local", i) + f"no local.domain is {domain}; there are: {', '.join(domains)}"
+        for name, peer in config.peers.items()
+        for i, domain in enumerate(peer.local)
+        if domain not in domains
+    ]
+    owners: dict[str, str] = {}
+    for i, local in enumerate(config.local):
+        for j, prefix in enumerate(local.numbers):
+            if owners.setdefault(prefix, local.domain) != local.domain:
+                problems.append(
+                    place("local", i, "numbers", j) + f"{prefix} is served by {owners[prefix]} too: a number belongs "
+                    "to one operator; give one of them a longer prefix"
+                )
     return problems
 
 

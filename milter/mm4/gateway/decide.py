@@ -22,8 +22,9 @@ from .answers import answer_address, compose_answer, mmsc_address
 from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
+from .identities import acting, concerns, impostor, towards
 from .names import strip_via
-from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES
+from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES, WRONG_ORIGINATOR
 from .received import answer_received
 from .reports import REPORTS, addressees, original_of, outward_values
 from .rewriting import (
@@ -69,16 +70,16 @@ class _Decision:
     def __init__(self, mail: Mail, router: Router, side: Side) -> None:
         self.mail = mail
         self.router = router
-        self.side = side
+        self.pdu: Pdu = mail.pdu
+        self.side = side = acting(side, mail.pdu, mail.mail_from, mail.recipients, router)
         self.local = side.local
         self.dialect: Dialect = _dialect(router, side)
-        self.pdu: Pdu = mail.pdu
         self.direction = Direction.IN if side.peer else Direction.OUT
         numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
         self.report = REPORTS.get(self.pdu.type or "")
         envelope = (parse_address(r.raw) for r in mail.recipients)
         self.original = original_of(self.pdu, side, mail.originals, envelope, router)
-        self.targets = numbers if self.original is None else addressees(self.original, router, numbers)
+        self.targets = numbers if self.original is None else addressees(self.original, router, numbers, self.local)
         """Whom the message goes to: the envelope's subscribers; a report's only the originator."""
         self.monitor = side.peer is not None and side.peer.on_violation == "monitor"
 
@@ -88,8 +89,11 @@ class _Decision:
         pdu = self.pdu
         if not pdu.mm4:
             return self._refuse(REPLIES[CORRUPT], CORRUPT, "no MM4 header stands in this message")
+        if foreign := impostor(self.side, pdu, self.mail.mail_from, self.router):
+            return self._refuse(WRONG_ORIGINATOR, DENIED, foreign)
         if pdu.is_answer:
-            return answer_received(self.mail, self.router, self.side, monitor=self.monitor)
+            held = tuple(m for m in self.mail.held if concerns(self.side, m, self.router))
+            return answer_received(replace(self.mail, held=held), self.router, self.side, monitor=self.monitor)
         finding = self._finding()
         if finding is not None:
             return self._violation(*finding)
@@ -197,7 +201,8 @@ class _Decision:
             if self.side.peer is not None and not self.monitor:
                 return self._violation(CORRUPT, str(error))
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
-        assert verdict.record is not None
+        if verdict.record is None:
+            return verdict
         held, reply_to = self._held_back(target.side, answer)
         if reply_to is not None:
             return replace(verdict, record=replace(verdict.record, answer=held, reply_to=reply_to), status="Ok")
@@ -230,22 +235,25 @@ class _Decision:
 
     def _outward(self, name: str) -> Verdict:
         peer = self.router.config.peers[name]
+        local = towards(name, self.side, self.router)
+        if local is None:
+            return self._refuse(REPLIES[DENIED], DENIED, f"{name} is no peer of {self.local.domain}")
         dialect = self.router.dialects[peer.dialect]
         completed = completions(
-            self.pdu, dialect, self.local, self.mail.mail_from, self.targets, self.mail.token, self.mail.now
+            self.pdu, dialect, local, self.mail.mail_from, self.targets, self.mail.token, self.mail.now
         )
         if self.original is not None:
-            completed |= outward_values(self.pdu, self.original, self.local)
+            completed |= outward_values(self.pdu, self.original, local)
         lacking = {p.field for p in self.pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
         if lacking and not self.monitor:
             header = dialect.fields[sorted(f for f in lacking if f)[0]].header
             raise ProtocolError(f"{header} is missing and cannot be completed")
-        edits = outward_edits(self.pdu, self.dialect, dialect, self.local, peer, completed)
+        edits = outward_edits(self.pdu, self.dialect, dialect, local, peer, completed)
         if self.report is not None:
-            sender, parameters = system_sender(self.local, peer, self.mail.token)
+            sender, parameters = system_sender(local, peer, self.mail.token)
         else:
             originator = self.pdu.get("sender") or completed.get("sender")
-            sender, parameters = outward_sender(originator, self.local, self.mail.token)
+            sender, parameters = outward_sender(originator, local, self.mail.token)
         record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
         return self._accept(sender, parameters, edits, record)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
 from .entries import domain_of
+from .identities import speaking
 from .names import TOKEN, is_private
 from .outcomes import ALONE, NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
 from .routing import LOCAL, Router, Side
@@ -86,12 +87,12 @@ def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Desti
     localpart, domain = rcpt.rpartition("@")[::2] if "@" in rcpt else (rcpt, "")
     own = router.local_of(domain) if domain else None
     address = parse_address(rcpt, side.local.region if side.peer is None else None)
-    found = router.route(address)
+    found = router.route(address, speaking(side, mail_from, router))
     if own is not None and (address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower()))):
         return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
     known = own is not None or (side.peer is None and domain_known(router, domain))
-    if found is None or found.side == side.name != LOCAL or not _open_to(side, found):
+    if found is None or found.side == side.name != LOCAL or not _open_to(side, found, router):
         # Nobody's number, or back to where it came from.
         if side.peer is None and known and address.kind is Kind.SYSTEM:
             # A peer's system, to which an MMSC that answers itself sends its RES.
@@ -101,9 +102,12 @@ def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Desti
     return found if known or side.peer is not None else None
 
 
-def _open_to(side: Side, found: Destination) -> bool:
-    """Whether this side's mail may go there: a peer's to our own numbers, and to others' only in transit."""
-    return side.peer is None or found.side == LOCAL or side.peer.transit
+def _open_to(side: Side, found: Destination, router: Router) -> bool:
+    """Whether this side's mail may go there: a peer's to numbers of its operators, and to others' only in transit."""
+    if side.peer is None:
+        return True
+    served = router.serves(found.number or "") if found.side == LOCAL else None
+    return side.peer.transit if found.side != LOCAL else served is None or side.faces(served[1])
 
 
 def _automatic(mail_from: str, known: bool, address: Address) -> bool:

@@ -53,7 +53,7 @@ def disposition_of(
     message: Message, transaction: Transaction, action: str, status: str, router: Router, now: datetime
 ) -> Disposition | None:
     """What a report of one recipient of `message` means, by the configuration of the side that it was delivered to."""
-    local = _identity(transaction.recipient, router)
+    local = _identity(transaction.recipient, message, router)
     inward = message.direction is Direction.IN
     return disposition(
         action,
@@ -89,7 +89,9 @@ def notice_of(
         return _report(message, transaction, found, None, source, router, token, now, host)
     if source != LOCAL or not found.failed:
         return None
-    local = _identity(transaction.originator, router)
+    if not _known(transaction.originator, message, router):
+        return None
+    local = _identity(transaction.originator, message, router)
     if message.reply_to and message.answer is not None and message.answered_at is None:
         # The MMSC asked for a RES that waits for the peer's word, which will not come.
         return _released(message, transaction, found, detail, router, token, now, host)
@@ -111,27 +113,28 @@ def _report(
     now: datetime,
     host: str,
 ) -> Notice | None:
-    targets = addressees(_original(message, transaction, source), router, ())
+    ours = _identity(transaction.originator, message, router)
+    targets = addressees(_original(message, transaction, source), router, (), ours)
     destination: Destination | None = targets[0].destination if targets else None
     if destination is None:
         return None
     peer = router.config.peers.get(source)
     originator, reporter = parse_address(transaction.originator), parse_address(transaction.recipient)
     if peer is not None:
-        local, dialect = _identity(transaction.recipient, router), router.dialects[peer.dialect]
-        theirs, ours = peer.write_domain, local.domain
+        local, dialect = _identity(transaction.recipient, message, router), router.dialects[peer.dialect]
+        theirs, behind = peer.write_domain, local.domain
         mail_from, _ = system_sender(local, peer, token)
     else:
-        local, dialect = _identity(transaction.originator, router), router.dialects["3gpp"]
+        local, dialect = ours, router.dialects["3gpp"]
         other = router.config.peers.get(message.peer)
-        theirs, ours = local.domain, other.write_domain if other else local.domain
+        theirs, behind = local.domain, other.write_domain if other else local.domain
         mail_from, _ = inward_sender(local, token)
     ack = peer.ack if peer is not None and peer.ack.request else None
     identifier = _identifier(token, local)
     values = {
         "transaction_id": identifier,
         "message_id": transaction.message_id,
-        "sender": _behind(reporter, ours),
+        "sender": _behind(reporter, behind),
         "recipients": (_behind(originator, theirs),),
         "date": now,
         "ack_request": ack is not None,
@@ -268,10 +271,22 @@ def _original(message: Message, transaction: Transaction, source: str) -> Origin
     )
 
 
-def _identity(key: str, router: Router) -> Local:
-    """The identity of ours that serves a number; the first where none does."""
+def _identity(key: str, message: Message, router: Router) -> Local:
+    """The identity of ours that serves a number; where none does, the first that has the peer of the message."""
     served = router.serves(parse_address(key).number or "")
-    return served[1] if served else router.config.home
+    return served[1] if served else _facing(message, router)[0]
+
+
+def _known(key: str, message: Message, router: Router) -> bool:
+    """Whether it is certain which operator of ours an originator belongs to: another is not told about his message."""
+    return bool(router.serves(parse_address(key).number or "")) or len(
+        {local.domain for local in _facing(message, router)}
+    ) == 1
+
+
+def _facing(message: Message, router: Router) -> tuple[Local, ...]:
+    gone = message.peer not in router.config.peers
+    return tuple(router.config.local) if gone else router.identities(message.peer)
 
 
 def _identifier(token: str, local: Local) -> str:

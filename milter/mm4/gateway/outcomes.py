@@ -26,6 +26,7 @@ __all__ = [
     "SENDER_OK",
     "STRANGER",
     "TOO_LARGE",
+    "WRONG_ORIGINATOR",
     "WRONG_SENDER",
 ]
 
@@ -48,6 +49,7 @@ REPLIES: Mapping[str, Reply] = MappingProxyType(
 
 STRANGER = Reply(550, "5.7.1", "This host exchanges MMS with its peers only")
 WRONG_SENDER = Reply(550, "5.7.1", "Sender address is not in this peer's domains")
+WRONG_ORIGINATOR = Reply(550, "5.7.1", "The originator is no subscriber of this client's operator")
 TOO_LARGE = Reply(552, "5.3.4", "Message exceeds the size agreed for this link")
 NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
 ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")

@@ -89,8 +89,12 @@ def original_of(
     return max((original for original in originals if question.fits(original)), key=fit, default=None)
 
 
-def addressees(original: Original, router: Router, named: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
+def addressees(
+    original: Original, router: Router, named: tuple[Recipient, ...], local: Local
+) -> tuple[Recipient, ...]:
     """The originator of a message, as a report about it is addressed to him; empty where no way leads there.
+
+    `local` is the identity of ours that is asked for an originator who has no number.
 
     Where his peer is gone from the configuration, or his number from our ranges, the way that the envelope found to
     him (`named`) is as good as any; whoever else the envelope names gets nothing.
@@ -100,7 +104,7 @@ def addressees(original: Original, router: Router, named: tuple[Recipient, ...])
     if original.source in router.config.peers and address.kind in _TOLD:
         found = router.outward(address, original.source, "the message came from there")
     elif original.source == LOCAL:
-        found = router.inward(address)
+        found = router.inward(address, local)
     if found is not None:
         return (Recipient(address.write(), RECIPIENT_OK, found),)
     return tuple(r for r in named if r.destination and r.destination.number == original.originator)

@@ -7,6 +7,7 @@ the routes the first that fits wins.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..protocol.address import Address, Kind
@@ -14,6 +15,7 @@ from ..protocol.dialect import Dialect, builtin, is_file
 from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import InternalError
 from .config import Config
+from .entries import IPNetwork
 from .localside import Local
 from .names import MAILDIR_DOMAIN, via
 from .peer import Peer
@@ -28,11 +30,25 @@ MAILDIR = "maildir"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One end of the gateway: our own (`peer` is None) or a peer's; `local` is the identity that faces it."""
+    """One end of the gateway: our own (`peer` is None) or a peer's.
+
+    `identities` are those of ours whose client or peer it is, and `local` the one that faces it: the first, until a
+    message tells.
+    """
 
     name: str
     local: Local
     peer: Peer | None
+    identities: tuple[Local, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one operator of ours may face it."""
+        return len({local.domain for local in self.identities}) > 1
+
+    def faces(self, local: Local) -> bool:
+        """Whether this identity is one of those that face it."""
+        return any(local.domain == mine.domain for mine in self.identities)
 
 
 class Router:
@@ -45,26 +61,37 @@ class Router:
         self.config = config
         # Loaded now, so that no message waits for it.
         self.dialects = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
-        sides = [(network, Side(LOCAL, local, None)) for local in config.local for network in local.clients]
-        sides += [
-            (network, Side(name, config.home, peer)) for name, peer in config.peers.items() for network in peer.networks
-        ]
+        self._identities = {name: _identities(config, peer) for name, peer in config.peers.items()}
+        clients: dict[IPNetwork, list[Local]] = {}
+        for local in config.local:
+            for network in local.clients:
+                clients.setdefault(network, []).append(local)
+        sides = [(network, Side(LOCAL, locals_[0], None, tuple(locals_))) for network, locals_ in clients.items()]
+        for name, peer in config.peers.items():
+            side = Side(name, self._identities[name][0], peer, self._identities[name])
+            sides += [(network, side) for network in peer.networks]
         # The first that contains the address is the most specific one.
         self._networks = sorted(sides, key=lambda item: -item[0].prefixlen)
         self._served = sorted(
             ((prefix, local) for local in config.local for prefix in local.numbers), key=lambda item: -len(item[0])
         )
         self.own_domains = frozenset(local.domain for local in config.local)
+        self.several = len(self.own_domains) > 1
+        """Whether we are more than one operator."""
 
     def side(self, client: str) -> Side | None:
         """The side of a client address; None for a stranger and for what is no address."""
         try:
-            address = ipaddress.ip_address(client.removeprefix("IPv6:"))
+            address = ipaddress.ip_address(client.lower().removeprefix("ipv6:"))
         except ValueError:
             return None
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped
         return next((side for network, side in self._networks if address in network), None)
+
+    def identities(self, peer: str) -> tuple[Local, ...]:
+        """The identities whose peer this is, at least one. Raises KeyError for what is no peer."""
+        return self._identities[peer]
 
     def local_of(self, domain: str) -> Local | None:
         """The identity whose MM4 domain this is."""
@@ -74,8 +101,11 @@ class Router:
         """The prefix and the identity that serve a number, or None."""
         return next(((prefix, local) for prefix, local in self._served if number.startswith(prefix)), None)
 
-    def route(self, address: Address) -> Destination | None:
-        """Where an E.164 number goes, by served numbers and then by routes; None where nothing fits."""
+    def route(self, address: Address, speaking: Collection[Local] | None = None) -> Destination | None:
+        """Where an E.164 number goes, by served numbers and then by routes; None where nothing fits.
+
+        `speaking` are the identities in whose name it would go: only their peers are taken. Left out: any.
+        """
         number = address.number
         if number is None:
             return None
@@ -84,14 +114,19 @@ class Router:
             prefix, local = served
             return self._inward(number, local, f'local.numbers: "{prefix}"')
         for index, route in enumerate(self.config.routes):
-            if number.startswith(route.prefix):
+            if number.startswith(route.prefix) and self._open(route.peer, speaking):
                 return self.outward(address, route.peer, f'routes[{index}]: prefix "{route.prefix}"')
         return None
 
-    def inward(self, address: Address) -> Destination | None:
-        """Where a subscriber of ours is reached, or an application by its short code; None for others."""
+    def _open(self, peer: str, speaking: Collection[Local] | None) -> bool:
+        if speaking is None or not self.several:
+            return True
+        return bool({local.domain for local in speaking} & {local.domain for local in self._identities[peer]})
+
+    def inward(self, address: Address, local: Local) -> Destination | None:
+        """Where a subscriber of ours is reached, or an application of `local` by its short code; None for others."""
         if address.kind is Kind.SHORT_CODE:
-            return self._inward(address.value, self.config.home, "a short code of ours")
+            return self._inward(address.value, local, "a short code of ours")
         served = self.serves(address.number) if address.number else None
         return self._inward(address.value, served[1], f'local.numbers: "{served[0]}"') if served else None
 
@@ -106,6 +141,10 @@ class Router:
         if local.deliver_to is None:
             return Destination(LOCAL, number, f"{number}@{MAILDIR_DOMAIN}", MAILDIR, rule)
         return Destination(LOCAL, number, local.deliver_to.replace("{number}", number), local.next_hop, rule)
+
+
+def _identities(config: Config, peer: Peer) -> tuple[Local, ...]:
+    return tuple(local for local in config.local if not peer.local or local.domain in peer.local)
 
 
 def _dialect(name: str, config: Config) -> Dialect:

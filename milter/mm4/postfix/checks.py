@@ -6,6 +6,7 @@ marked as warnings do not make the check fail.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -20,14 +21,16 @@ from ..gateway.names import RESPONDER_DOMAIN
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
 from ..protocol.dialect import Dialect, is_file
-from ..protocol.errors import LookupUnavailable, PostfixError, StoreError
+from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError, StoreError
 from ..protocol.transaction import Direction
 from ..store.store import Store
 from . import maps
 from .instance import Instance
 from .mailqueue import tokens_of
+from .passwords import passwords
 from .paused import paused_peers
 from .serve import MILTER_SOCKET, RESPONDER_SOCKET
+from .update import files
 
 __all__ = ["Finding", "check"]
 
@@ -265,29 +268,68 @@ def _postfix(config: Config) -> Iterator[Finding]:
     # Without Postfix nothing below can be looked at: PostfixError, which is a matter of set-up.
     version = instance.version()
     yield Finding("postfix", version >= (3, 4), f"version {version[0]}.{version[1]}", "Postfix 3.4 or later")
-    yield _tables(config)
+    yield from _tables(config)
+    yield from _outgoing(config)
     yield from _services(config, instance)
     yield from _addresses(config, instance)
     if config.submit == "sendmail":
         yield from _hazards(instance)
 
 
-def _tables(config: Config) -> Finding:
+def _tables(config: Config) -> Iterator[Finding]:
+    """Tables, and the services of single peers, beside what the YAML says."""
     folder = maps.folder_of(config)
-    stale = []
     try:
-        wanted = maps.tables(config, paused_peers(config))
+        stale = sorted(maps.stale(config, folder))
+        lacking = files(config)
     except PostfixError as error:
-        return Finding("tables", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
-    for name, text in wanted.items():
-        try:
-            if (folder / name).read_text("utf-8") != text:
-                stale.append(name)
-        except OSError:
-            stale.append(name)
+        yield Finding("tables", False, str(error), "run mm4 check as root, or as the user of mm4 serve")
+        return
+    except ConfigError as error:
+        yield Finding("tables", False, str(error), "mend the YAML")
+        return
     if stale:
-        return Finding("tables", False, f"not as the YAML says: {', '.join(stale)} in {folder}", "mm4 postfix maps")
-    return Finding("tables", True, f"{folder} is as the YAML says")
+        yield Finding("tables", False, f"not as the YAML says: {', '.join(stale)} in {folder}", "mm4 postfix maps")
+    else:
+        yield Finding("tables", True, f"{folder} is as the YAML says")
+    for name, file in lacking.items():
+        if file.text is not None or file.lacking:
+            text = "the service or the pace of a peer is not as the YAML says: its mail waits, or goes another way"
+            yield Finding(name, False, text, "mm4 postfix maps")
+
+
+def _outgoing(config: Config) -> Iterator[Finding]:
+    """Addresses and files that the entries of peers name, and that have to be on this host."""
+    try:
+        passwords(config)
+    except ConfigError as error:
+        hidden = os.geteuid() != 0
+        yield Finding("passwords", False, str(error), "run mm4 check as root" if hidden else "mend it", warning=hidden)
+    for name, peer in config.peers.items():
+        for source in peer.source:
+            if not _has(source):
+                yield Finding(
+                    f"peers.{name}.source", False, f"{source} is no address of this host: mail for {name} waits",
+                    f"ip address add {source} dev ..., or another source",
+                )  # fmt: skip
+        for key in ("ca", "certificate", "key"):
+            path = getattr(peer.tls, key)
+            if path and not Path(path).is_file():
+                yield Finding(f"peers.{name}.tls.{key}", False, f"there is no file {path}", "mend the path")
+        if peer.login and peer.tls.level in ("none", "may"):
+            yield Finding(
+                f"peers.{name}.login", False, f"with tls: {peer.tls.level} a peer that offers no TLS gets mail without "
+                "the login, or none", f"peers.{name}.tls: encrypt", warning=True,
+            )  # fmt: skip
+
+
+def _has(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _services(config: Config, instance: Instance) -> Iterator[Finding]:

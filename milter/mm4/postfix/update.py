@@ -15,7 +15,7 @@ from . import maps
 from .passwords import passwords
 from .services import File, compared, main_block
 
-__all__ = ["Update", "update"]
+__all__ = ["Update", "files", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +39,29 @@ def update(config: Config, *, dry_run: bool = False) -> Update:
     PostfixError where a file cannot be read or written.
     """
     folder = maps.folder_of(config)
-    wanted = {"main.cf": main_block(config), "master.cf": maps.peer_services(config)}
-    files = {name: _compared(folder.parent / name, block) for name, block in wanted.items()}
-    changed = [name for name, file in files.items() if file.text is not None]
+    found = files(config)
+    changed = [name for name, file in found.items() if file.text is not None]
     if dry_run:
         changed += maps.stale(config, folder, passwords(config))
     else:
         # Read before anything is written. Services stand before the rows that lead to them.
         passwords(config)
         for name in changed:
-            _replace(folder.parent / name, files[name].text or "")
+            _replace(folder.parent / name, found[name].text or "")
         changed += maps.write(config, folder)
     return Update(
         folder,
         tuple(changed),
-        tuple((name, file.lacking) for name, file in files.items() if file.lacking),
-        tuple((name, file.surplus) for name, file in files.items() if file.surplus),
+        tuple((name, file.lacking) for name, file in found.items() if file.lacking),
+        tuple((name, file.surplus) for name, file in found.items() if file.surplus),
     )
+
+
+def files(config: Config) -> dict[str, File]:
+    """What has to be done about main.cf and master.cf. Raises PostfixError where one cannot be read."""
+    folder = maps.folder_of(config).parent
+    wanted = {"main.cf": main_block(config), "master.cf": maps.peer_services(config)}
+    return {name: _compared(folder / name, block) for name, block in wanted.items()}
 
 
 def _compared(path: Path, block: list[str]) -> File:
