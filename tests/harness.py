@@ -65,9 +65,10 @@ def free_port(address: str = LOCAL) -> int:
     it was asked for is free when it is bound.
     """
     worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % len(_PORTS)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
         port = next(_PORTS[worker])
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.bind((address, port))
             return port
 
@@ -374,7 +375,9 @@ class Mail:
 class NextHop:
     """A peer's or the MMSC's SMTP server, which keeps every mail. `reply_rcpt` and `reply_data` make it refuse."""
 
-    def __init__(self, address: str = LOCAL, port: int | None = None) -> None:
+    def __init__(self, address: str = LOCAL, port: int | None = None, **options: Any) -> None:
+        self.options = options
+        """What aiosmtpd's server takes: TLS, AUTH."""
         self.address = address
         self.port = port or free_port(address)
         self.mails: list[Mail] = []
@@ -448,7 +451,7 @@ class _LongLines(Controller):
         line_length_limit = 1 << 20  # of the class: the stream reader is made with it
 
     def factory(self) -> SMTP:
-        return self._Server(self.handler, data_size_limit=0)
+        return self._Server(self.handler, data_size_limit=0, **self.handler.options)
 
 
 # -- what is under test
@@ -457,7 +460,8 @@ class _LongLines(Controller):
 class Sandbox:
     """`mm4 sandbox` with its own YAML, on its own address and port.
 
-    `wrapper` changes the command that starts it (a namespace, a limit); `env` adds to its environment.
+    `wrapper` changes the command that starts it (a namespace, a limit); `env` adds to its environment; `more` are
+    further addresses that it listens on.
     """
 
     def __init__(
@@ -469,13 +473,14 @@ class Sandbox:
         env: dict[str, str] | None = None,
         folder: Path | None = None,
         wrapper: tuple[str, ...] = (),
+        more: tuple[str, ...] = (),
     ) -> None:
         self._own = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mm4-test-"))
         self.folder.chmod(0o755)
         self.yaml = self.folder / "given.yaml"
         self.yaml.write_text(config)
-        self.listen = f"{listen}:{free_port(listen)}"
+        self.listen = [f"[{a}]:{free_port(a)}" if ":" in a else f"{a}:{free_port(a)}" for a in (listen, *more)]
         self.source = source
         self.env = env or {}
         self.wrapper = wrapper
@@ -501,7 +506,7 @@ class Sandbox:
         """Start it and wait until it takes mail."""
         command = [
             *self.wrapper, sys.executable, "-m", "mm4", "sandbox", "--config", str(self.yaml),
-            "--dir", str(self.folder / "sandbox"), "--listen", self.listen,
+            "--dir", str(self.folder / "sandbox"), *(f"--listen={endpoint}" for endpoint in self.listen),
         ]  # fmt: skip
         if self.source:
             command += ["--source", self.source]
@@ -622,12 +627,13 @@ class Link:
     """
 
     def __init__(
-        self, config: str, hops: Iterable[str] | Mapping[str, NextHop] = ("mmsc", "north", "south"), **replace: str
-    ) -> None:
+        self, config: str, hops: Iterable[str] | Mapping[str, NextHop] = ("mmsc", "north", "south"),
+        more: tuple[str, ...] = (), **replace: str,
+    ) -> None:  # fmt: skip
         self.hops = dict(hops) if isinstance(hops, Mapping) else {name: NextHop() for name in hops}
         for name, text in {**{name: hop.hop for name, hop in self.hops.items()}, **replace}.items():
             config = config.replace(f"@{name}@", text)
-        self.gateway = Sandbox(config)
+        self.gateway = Sandbox(config, more=more)
 
     def __getattr__(self, name: str) -> NextHop:
         try:

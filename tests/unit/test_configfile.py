@@ -136,6 +136,34 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("  south:", "  123:", 13, "peers.123", "'123' is no peer name"),
     ("  south:", "  a.b:", 13, "peers.a.b", "'a.b' is no peer name"),
     ("    max_size", "    dialect: klingon\n    max_size", 17, "peers.south.dialect", "there is no dialect 'klingon'; there are: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body, tyntec; one of your own is the path of a file that ends in .yaml"),
+    # ways to a peer
+    ("    max_size", "    tls: {level: secure}\n    login: {user: u}\n    max_size", 18, "peers.south.login.password_file", "has to be given"),
+    ("    max_size", "    tls: {levl: secure}\n    max_size", 17, "peers.south.tls.levl", "unknown key; did you mean level?"),
+    ("    max_size", "    tls: {level: fingerprint}\n    max_size", 17, "peers.south.tls.level", "level: fingerprint needs fingerprints"),
+    ("    max_size", "    tls: fingerprint\n    max_size", 17, "peers.south.tls", "level: fingerprint needs fingerprints"),
+    ("    max_size", "    tls: {level: fingerprint, fingerprints: [ab]}\n    max_size", 17, "peers.south.tls.fingerprints[0]", "'ab' is no SHA-256 fingerprint: 64 hexadecimal digits"),
+    ("    max_size", "    tls: {level: encrypt, match: mx.a.example}\n    max_size", 17, "peers.south.tls.match", "match has no effect with level: encrypt"),
+    ("    max_size", "    tls: {level: secure, match: a b}\n    max_size", 17, "peers.south.tls.match", "'a b' is no name in a certificate"),
+    ("    max_size", "    tls: {level: secure, ca: a b.pem}\n    max_size", 17, "peers.south.tls.ca", "'a b.pem': Postfix cannot be told this path"),
+    ("    max_size", "    tls: {level: encrypt, key: k.pem}\n    max_size", 17, "peers.south.tls.key", "key needs certificate"),
+    ("    max_size", "    tls: {level: none, certificate: c.pem}\n    max_size", 17, "peers.south.tls.certificate", "certificate has no effect with level: none"),
+    ('    next_hop: "[192.0.2.1]:25"', '    next_hop: "[192.0.2.1]:25"\n    tls: secure', 13, "peers.north.tls", "compares names, and next_hop is an address"),
+    ("    max_size", "    source: mx.a.example\n    max_size", 17, "peers.south.source", "'mx.a.example' is no IP address"),
+    ("    max_size", '    source: ["192.0.2.1", "::"]\n    max_size', 17, "peers.south.source[1]", "'::' is no address to send from"),
+    ("    max_size", '    source: ["192.0.2.1", "192.0.2.2"]\n    max_size', 17, "peers.south.source", "source takes one address for IPv4 and one for IPv6"),
+    ('    next_hop: "[192.0.2.1]:25"', '    next_hop: "[192.0.2.1]:25"\n    source: "2001:db8::1"', 13, "peers.north.source", "source needs an IPv4 address for next_hop [192.0.2.1]:25"),
+    ("    max_size", "    login: {user: 'a:b', password_file: p}\n    max_size", 17, "peers.south.login.user", "'a:b' is no user name"),
+    ("    max_size", "    pace: {concurrency: 0}\n    max_size", 17, "peers.south.pace.concurrency", "greater than or equal to 1"),
+    ("    max_size", "    pace: {delay: 0s}\n    max_size", 17, "peers.south.pace.delay", "greater than or equal to 1"),
+    ("    max_size", "    pace: {concurrency: 2, delay: 1s}\n    max_size", 17, "peers.south.pace.concurrency", "concurrency has no effect with delay"),
+    ("    max_size", "    local: mms.nobody.example\n    max_size", 17, "peers.south.local", "no local.domain is mms.nobody.example; there are: mms.gw.example"),
+    # IPv6
+    ("198.51.100.1/32", '"::ffff:198.51.100.1/128"', 15, "peers.south.networks[0]", "is IPv4 in another form; write 198.51.100.1/32"),
+    ("next_hop: mms.south.example", 'next_hop: "[2001:db8::1::2]:25"', 16, "peers.south.next_hop", "holds no IPv6 address"),
+    ("next_hop: mms.south.example", 'next_hop: "2001:db8::1"', 16, "peers.south.next_hop", "a next hop is written as Postfix wants it"),
+    ('"192.0.2.9:25"', '["192.0.2.9:25", "2001:db8::1:25"]', 22, "service.listen[1]", "is no address with a port"),
+    ('"192.0.2.9:25"', '["192.0.2.9:25", "192.0.2.9:25"]', 22, "service.listen", "192.0.2.9:25 stands here twice; keep one"),
+    ('"192.0.2.9:25"', "[]", 22, "service.listen", "needs at least one entry"),
     ("    max_size", "    tls: always\n    max_size", 17, "peers.south.tls", "expects 'none', 'may', 'encrypt', 'fingerprint', 'verify' or 'secure', found 'always'"),
     ("    max_size", "    on_violation: shrug\n    max_size", 17, "peers.south.on_violation", "expects 'respond', 'reject' or 'monitor', found 'shrug'"),
     ("    max_size", "    delivery_report: maybe\n    max_size", 17, "peers.south.delivery_report", "expects 'on_delivery', 'on_report' or 'off', found 'maybe'"),
@@ -540,6 +568,36 @@ def test_charging_records_are_off_until_asked_for_and_their_folder_is_found(tmp_
     assert given.cdr is not None
     assert (given.cdr.format, given.cdr_folder) == ("csv", str(tmp_path / "records"))
     assert (given.cdr.rotate.records, given.cdr.rotate.after) == (3, 86400)
+
+
+def test_ways_to_a_peer_are_read_in_either_form() -> None:
+    more = """    tls: {level: secure, match: .south.example, ca: tls/ca.pem, certificate: /etc/own.pem}
+    source: ["2001:DB8::1", 192.0.2.7]
+    login: {user: gw, password_file: secret}
+    pace: {delay: 2s}
+    local: MMS.gw.example
+    max_size"""
+    south = load(changed("    max_size", more)).peers["south"]
+    assert (south.tls.match, south.tls.ca, south.tls.certificate) == (
+        [".south.example"], "/etc/mm4/tls/ca.pem", "/etc/own.pem",
+    )  # fmt: skip
+    assert south.login is not None
+    assert (south.login.user, south.login.password_file) == ("gw", "/etc/mm4/secret")
+    assert (south.source, south.pace.delay, south.local) == (["2001:db8::1", "192.0.2.7"], 2, ["mms.gw.example"])
+    digest = "AB" * 32
+    pinned = load(changed("    max_size", f"    tls: {{level: fingerprint, fingerprints: {digest.lower()}}}\n    max_size"))
+    assert pinned.peers["south"].tls.fingerprints == [":".join(["AB"] * 32)]
+    assert load(changed("    max_size", "    tls: encrypt\n    max_size")).peers["south"].tls.level == "encrypt"
+    several = load(changed('"192.0.2.9:25"', '["192.0.2.9:25", "[2001:db8::9]:25"]')).service.listen
+    assert [(endpoint.host, endpoint.port) for endpoint in several] == [("192.0.2.9", 25), ("2001:db8::9", 25)]
+
+
+def test_a_number_belongs_to_one_operator() -> None:
+    two = """local:
+  - {domain: mms.one.example, system_address: a@mms.one.example, numbers: ["+491"]}
+  - {domain: mms.two.example, system_address: a@mms.two.example, numbers: ["+492", "+491"]}
+"""
+    assert any("local[1].numbers[1]: +491 is served by mms.one.example too" in problem for problem in problems(two))
 
 
 def test_the_dialects_that_the_schema_names_are_those_that_there_are() -> None:

@@ -116,8 +116,8 @@ class Tls(Section):
 
     @model_serializer(mode="wrap")
     def _as_written(self, inner: SerializerFunctionWrapHandler) -> Any:
-        values = inner(self)
-        return self.level if self == Tls(level=self.level) else values
+        alone = not (self.match or self.fingerprints or self.ca or self.certificate or self.key)
+        return self.level if alone else inner(self)
 
 
 class Login(Section):

@@ -316,11 +316,21 @@ def _outgoing(config: Config) -> Iterator[Finding]:
             path = getattr(peer.tls, key)
             if path and not Path(path).is_file():
                 yield Finding(f"peers.{name}.tls.{key}", False, f"there is no file {path}", "mend the path")
+        if peer.tls.ca and Path(peer.tls.ca).is_file() and not _open_to_all(Path(peer.tls.ca)):
+            yield Finding(
+                f"peers.{name}.tls.ca", False,
+                f"Postfix cannot read {peer.tls.ca} as user postfix: mail for {name} waits",
+                "chmod a+r the file, and a+x the folders above it",
+            )  # fmt: skip
         if peer.login and peer.tls.level in ("none", "may"):
             yield Finding(
                 f"peers.{name}.login", False, f"with tls: {peer.tls.level} a peer that offers no TLS gets mail without "
                 "the login, or none", f"peers.{name}.tls: encrypt", warning=True,
             )  # fmt: skip
+
+
+def _open_to_all(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o004) and all(folder.stat().st_mode & 0o001 for folder in path.parents)
 
 
 def _has(address: str) -> bool:
