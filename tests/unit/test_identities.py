@@ -163,6 +163,14 @@ def test_what_passes_through_goes_in_a_name_that_the_next_peer_knows() -> None:
     assert ("X-Mms-Originator-System", SYSTEMS[ONE].encode()) in seen.edited()
 
 
+@pytest.mark.parametrize(("domains", "taken"), [(("mms.one.example", "mms.two.example"), True), (("mms.two.example", "MMS.two.example"), False)])
+def test_a_message_may_come_home_to_each_operator_once(domains: tuple[str, str], taken: bool) -> None:
+    seen = Gateway(CONFIG).peer(BOTH).mail(f"<{ABROAD}/TYPE=PLMN@mms.both.example>").rcpt(f"<{ONE}@mms.one.example>")
+    lines = req(X_Mms_Originator_System="system@mms.both.example", Sender=None, X_Mms_Ack_Request="No")
+    lines += [("X-Mms-Previously-sent-by", f"{i}, {ONE}/TYPE=PLMN@{domain}".encode()) for i, domain in enumerate(domains)]
+    assert (seen.headers(lines).end().verdict.action is Action.ACCEPT) is taken
+
+
 def test_a_violation_is_answered_by_the_operator_that_was_written_to() -> None:
     seen = Gateway(CONFIG).peer(BOTH).mail("<system@mms.both.example>").rcpt(f"<{TWO}/TYPE=PLMN@mms.two.example>")
     seen.headers(req(From="nobody at all", Sender=None, X_Mms_Originator_System="system@mms.both.example")).end()

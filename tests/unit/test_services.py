@@ -126,6 +126,16 @@ def test_every_address_has_its_mm4_line() -> None:
     assert maps.settings(maps.main_lines(made, "gateway"))["inet_interfaces"] == "192.0.2.9, 2001:db8::9"
 
 
+def test_a_pause_and_its_end_keep_the_peers_own_service(tmp_path: Path) -> None:
+    made = config(tmp_path, p=peer(source="192.0.2.9"))
+    maps.write(made, tmp_path / "mm4")
+    before = (tmp_path / "mm4" / "transport").read_text()
+    assert maps.turn(made, tmp_path / "mm4", "p", paused=True)
+    assert "mm4-out-p" not in (tmp_path / "mm4" / "transport").read_text()
+    assert maps.turn(made, tmp_path / "mm4", "p", paused=False)
+    assert (tmp_path / "mm4" / "transport").read_text() == before
+
+
 # -- passwords
 
 

@@ -6,6 +6,7 @@ is always the same: what is it, is it right, where does it go, what changes, wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -137,15 +138,20 @@ class _Decision:
 
     def _circles(self) -> bool:
         received = sum(1 for h in self.mail.headers if h.name.lower() == "received")
-        hops = {
-            index
-            for index, address in self.pdu.get("previously_sent_by") or ()
-            if isinstance(address, Address) and (address.domain or "").lower() in self.router.own_domains
-        }
+        # Each operator of ours may have forwarded it once.
+        hops = Counter(
+            domain
+            for domain, _ in {
+                ((address.domain or "").lower(), index)
+                for index, address in self.pdu.get("previously_sent_by") or ()
+                if isinstance(address, Address)
+            }
+            if domain in self.router.own_domains
+        )
         return (
             received > LIMITS["received"]
             or (self.pdu.get("forward_counter") or 0) > LIMITS["forward_counter"]
-            or len(hops) > LIMITS["own_hops"]
+            or max(hops.values(), default=0) > LIMITS["own_hops"]
         )
 
     # -- what becomes of it

@@ -56,7 +56,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
             }.items():  # fmt: skip
                 config = config.replace(f"@{key}@", value)
             sandbox = Sandbox(config, listen=SIDES[name][0], source=SIDES[name][0])
-            sandbox.listen = f"{SIDES[name][0]}:{ports[name]}"
+            sandbox.listen = [f"{SIDES[name][0]}:{ports[name]}"]
             made[name] = stack.enter_context(sandbox)
         yield Pair(made["a"], made["b"], request.param[1] == '"null"')
 

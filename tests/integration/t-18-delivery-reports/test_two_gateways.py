@@ -39,7 +39,7 @@ def pair() -> Iterator[tuple[Sandbox, Sandbox]]:
         for name, peer, own, other, number in (("a", "b", A, B, A_NUMBER), ("b", "a", B, A, B_NUMBER)):
             text = YAML.format(name=name, peer=peer, number=number, address=other, port=ports[other])
             sandbox = Sandbox(text, listen=own, source=own)
-            sandbox.listen = f"{own}:{ports[own]}"
+            sandbox.listen = [f"{own}:{ports[own]}"]
             made.append(stack.enter_context(sandbox))
         yield made[0], made[1]
 

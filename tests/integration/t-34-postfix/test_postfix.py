@@ -20,6 +20,7 @@ import yaml
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from harness import Dialogue, Link, Mail, NextHop, forward_req, free_port, mm4, new_ids, send, wait_for
+from mm4.postfix.instance import Instance
 
 pytestmark = pytest.mark.postfix
 
@@ -198,6 +199,10 @@ def test_ipv6_both_ways(link: Link) -> None:
     assert answer.header("X-Mms-Request-Status-Code") == "Ok"
     assert [line for line in link.gateway.log().splitlines() if "client=::1 " in line and "peer=six " in line]
     assert arrived(link, "six", out(link, ONE, "+33600000001")).client == SIX
+
+
+def test_postfix_knows_every_word_of_it(link: Link) -> None:
+    assert Instance(link.gateway.facts["config_directory"]).warnings() == []
 
 
 def test_explain_and_check_know_ipv6(link: Link, tmp_path: Path) -> None:
