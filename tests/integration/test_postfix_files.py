@@ -20,11 +20,15 @@ from typing import Any
 
 import pytest
 
+from harness import NextHop
 from mm4.gateway.configfile import parse_config
+from mm4.gateway.entries import parse_next_hop
+from mm4.gateway.outgoing import Pace
 from mm4.postfix import maps
 from mm4.postfix import sandbox as private_postfix
 from mm4.postfix.children import Child, leftovers
 from mm4.postfix.instance import Instance
+from mm4.postfix.update import update
 from mm4.protocol.errors import PostfixError, UsageError
 
 pytestmark = [
@@ -451,6 +455,31 @@ def test_ordinary_mail_does_not_notice(operator: Operator) -> None:
 def test_the_service_lets_in_peers_and_nobody_else(operator: Operator) -> None:
     assert refused(operator.mm4, NUMBER, "127.0.0.11")[0] == 250
     assert refused(operator.mm4, NUMBER, STRANGER)[0] == 554
+
+
+def test_the_lines_that_an_operator_is_told_to_add_are_enough(operator: Operator) -> None:
+    p1 = operator.config.peers["p1"].model_copy(update={"source": ["127.0.0.43"], "pace": Pace(concurrency=1)})
+    config = operator.config.model_copy(update={"peers": {**operator.config.peers, "p1": p1}})
+    told = update(config)
+    assert told.changed == ("transport",)
+    try:
+        for name, lines in told.lacking:
+            with (operator.folder / name).open("a") as file:
+                file.write("\n" + "\n".join(lines) + "\n")
+        assert (update(config).changed, update(config).lacking) == ((), ())
+        assert operator.instance.warnings() == []
+        operator.instance.reload()
+        _, port, _ = parse_next_hop(p1.next_hop)
+        with NextHop(port=port) as hop:
+            subprocess.run(
+                ["sendmail", "-C", str(operator.folder), "-i", "-f", "", "x@mms.p1.example.via-p1.mm4.invalid"],
+                input=b"Subject: a word\n\n", check=True, timeout=30,
+            )  # fmt: skip
+            (mail,) = hop.wait_for("a word")
+            assert (mail.client, mail.rcpt) == ("127.0.0.43", ["x@mms.p1.example"])
+    finally:
+        assert update(operator.config).changed == ("transport",)
+        operator.instance.reload()
 
 
 def test_a_catch_all_alias_takes_no_private_address(operator: Operator) -> None:

@@ -44,6 +44,8 @@ def goes(number: str, router: Router = ROUTER) -> Destination | None:
         ("2001:db8:1::5", "local"),
         ("2001:db8:2:ffff::1", "north"),
         ("IPv6:2001:DB8:2::1", "north"),
+        ("ipv6:2001:db8:2:0:0:0:0:1", "north"),
+        ("2001:db8:1::5%eth0", "local"),
         ("2001:db8:3::1", None),
         ("::1", None),
         ("unknown", None),
