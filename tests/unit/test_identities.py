@@ -202,21 +202,30 @@ def test_an_mmsc_releases_no_res_of_another_operator() -> None:
     assert respond(SECOND, "mmsc.two.example").verdict.answers
 
 
-@pytest.mark.parametrize(("peer", "told"), [("north", True), ("both", False)])
-def test_of_a_short_codes_message_only_an_operator_that_is_certain_is_told(peer: str, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("peer", "reply_to", "told"),
+    [
+        ("north", None, "12345@mmsc.one.example"),
+        ("south", None, "12345@mmsc.two.example"),
+        ("both", None, None),
+        ("both", "mmsc@mmsc.two.example", "12345@mmsc.two.example"),
+    ],
+)
+def test_of_a_short_codes_message_only_an_operator_that_is_certain_is_told(
+    peer: str, reply_to: str | None, told: str | None
+) -> None:
     gateway = Gateway(CONFIG)
     router = Router(parse_config(CONFIG, "mm4.yaml"))
     transaction = Transaction(
         transaction_id="t", message_id="m@mms.one.example", originator="12345", recipient=ABROAD, delivery_report=True
     )
     now = gateway.runtime.clock()
-    message = Message("a" * 32, Direction.OUT, peer, "MM4_forward.REQ", "q", "gw", now - timedelta(hours=1), (transaction,))
+    message = Message("a" * 32, Direction.OUT, peer, "MM4_forward.REQ", "q", "gw", now - timedelta(hours=1), (transaction,),
+                      source="local", reply_to=reply_to)  # fmt: skip
     failed = disposition("failed", "5.1.1", relayed="Indeterminate", mailbox=False, late=False)
     assert failed is not None
     notice = notice_of(message, transaction, failed, "no such number", router, now, "gw")
-    assert (notice is not None) is told
-    if notice is not None:
-        assert strip_via(notice.mail.rcpt_to) == "12345@mmsc.one.example"
+    assert (notice and strip_via(notice.mail.rcpt_to)) == told
 
 
 @pytest.mark.parametrize(("text", "domain"), [(ONE, "mms.one.example"), (TWO, "mms.two.example"), (ABROAD, "mms.one.example"),

@@ -19,6 +19,7 @@ from ..protocol.transaction import Answer, Direction, Message, Original, State, 
 from ..protocol.writer import Verbatim, write
 from .answers import restated
 from .dispositions import Disposition, disposition
+from .entries import domain_of
 from .localside import Local
 from .names import public_name
 from .reports import addressees
@@ -89,12 +90,12 @@ def notice_of(
         return _report(message, transaction, found, None, source, router, token, now, host)
     if source != LOCAL or not found.failed:
         return None
-    if not _known(transaction.originator, message, router):
-        return None
-    local = _identity(transaction.originator, message, router)
     if message.reply_to and message.answer is not None and message.answered_at is None:
         # The MMSC asked for a RES that waits for the peer's word, which will not come.
         return _released(message, transaction, found, detail, router, token, now, host)
+    local = _owner(message, transaction, router)
+    if local is None:
+        return None
     if local.on_bounce == "report" and transaction.delivery_report:
         return _report(message, transaction, found, detail, source, router, token, now, host)
     if local.on_bounce == "res" and message.reply_to and transaction.state is not State.ANSWERED:
@@ -113,7 +114,7 @@ def _report(
     now: datetime,
     host: str,
 ) -> Notice | None:
-    ours = _identity(transaction.originator, message, router)
+    ours = _owner(message, transaction, router) or router.config.home
     targets = addressees(_original(message, transaction, source), router, (), ours)
     destination: Destination | None = targets[0].destination if targets else None
     if destination is None:
@@ -277,11 +278,19 @@ def _identity(key: str, message: Message, router: Router) -> Local:
     return served[1] if served else _facing(message, router)[0]
 
 
-def _known(key: str, message: Message, router: Router) -> bool:
-    """Whether it is certain which operator of ours an originator belongs to: another is not told about his message."""
-    return bool(router.serves(parse_address(key).number or "")) or len(
-        {local.domain for local in _facing(message, router)}
-    ) == 1
+def _owner(message: Message, transaction: Transaction, router: Router) -> Local | None:
+    """The identity of the originator: it serves his number, its MMSC asked for the RES, or the peer is its alone.
+
+    None where that is not certain: another operator is not told about his message.
+    """
+    served = router.serves(parse_address(transaction.originator).number or "")
+    if served:
+        return served[1]
+    facing = _facing(message, router)
+    asked = domain_of(message.reply_to) if message.reply_to else None
+    mmscs = [local for local in facing if local.deliver_to and domain_of(local.deliver_to) == asked]
+    found = mmscs or facing
+    return found[0] if len({local.domain for local in found}) == 1 else None
 
 
 def _facing(message: Message, router: Router) -> tuple[Local, ...]:

@@ -19,7 +19,7 @@ import trustme
 import yaml
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from harness import Dialogue, Link, Mail, NextHop, forward_req, free_port, mm4, new_ids, send, wait_for
+from harness import Dialogue, Link, Mail, NextHop, Sandbox, forward_req, free_port, mm4, new_ids, send, wait_for
 from mm4.postfix.instance import Instance
 
 pytestmark = pytest.mark.postfix
@@ -199,6 +199,30 @@ def test_ipv6_both_ways(link: Link) -> None:
     assert answer.header("X-Mms-Request-Status-Code") == "Ok"
     assert [line for line in link.gateway.log().splitlines() if "client=::1 " in line and "peer=six " in line]
     assert arrived(link, "six", out(link, ONE, "+33600000001")).client == SIX
+
+
+def test_a_host_with_ipv6_alone() -> None:
+    """Our own client, the sandbox's listener and source, the private line and the next hop."""
+    text = """
+local: {domain: mms.own.example, system_address: s@mms.own.example, numbers: ["+4477009001"], clients: ["::1"]}
+peers:
+  far: {domains: [mms.far.example], networks: [127.0.0.27/32], next_hop: "@hop@"}
+routes: [{prefix: "+", peer: far}]
+service: {submit: "[::1]:@submit@", workers: 1}
+submit: smtp
+"""
+    with NextHop(SIX) as hop:
+        text = text.replace("@hop@", hop.hop).replace("@submit@", str(free_port(SIX)))
+        with Sandbox(text, listen=SIX, source=SIX) as gateway:
+            assert gateway.smtp.startswith("[::1]:")
+            told = mm4(
+                "send", "--config", gateway.config, "--from", "+447700900101", "--to", "+447700900102", "--to", ONE,
+                "--text", "a word", "--json",
+            )  # fmt: skip
+            message_id = json.loads(told.stdout)["message_id"]
+            (mail,) = hop.wait_for(message_id)
+            assert (mail.client, mail.rcpt) == (SIX, [f"{ONE}/TYPE=PLMN@mms.far.example"])
+            wait_for(lambda: gateway.maildir("447700900102"), "the message in the Maildir")
 
 
 def test_postfix_knows_every_word_of_it(link: Link) -> None:
