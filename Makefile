@@ -2,12 +2,13 @@
 
 VENV = .venv/bin
 
-.PHONY: help setup demo test test-fast bench lint
+.PHONY: help setup demo test test-docker test-fast bench lint
 
 help:
 	@echo "make setup      Debian packages that are missing, and .venv with everything"
 	@echo "make demo       two operators on loopback exchange an MMS (root)"
 	@echo "make test       all tests; those with a private Postfix need root"
+	@echo "make test-docker  those in containers, with a Docker engine of their own where none answers (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
 	@echo "make bench      messages a second beside a Postfix without a milter (root)"
 	@echo "make lint       ruff and mypy"
@@ -19,7 +20,12 @@ demo: setup
 	$(VENV)/mm4 demo
 
 test: setup
-	$(VENV)/python -m pytest -n 3 --dist loadfile
+	$(VENV)/python -m pytest -n 3 --dist loadfile --ignore tests/docker
+	$(VENV)/python -m pytest tests/docker
+
+test-docker: export MM4_DOCKER = 1
+test-docker: setup
+	$(VENV)/python -m pytest tests/docker
 
 test-fast: setup
 	$(VENV)/python -m pytest -n 4 -m "not slow" tests/unit tests/corpus

@@ -22,6 +22,7 @@ from pathlib import Path
 import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 from docker.models.images import Image
+
 from harness import wait_for
 
 __all__ = ["answering", "base_image", "build", "own_engine"]
@@ -45,23 +46,29 @@ def own_engine() -> Iterator[docker.DockerClient]:
     """An engine of our own, up for as long as any test run uses it. Raises AssertionError with its log."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mm4-docker"
     folder.mkdir(parents=True, exist_ok=True)
-    pidfile, socket = folder / "pid", f"unix://{folder}/socket"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = answering(socket) or _start(folder, pidfile, socket)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (folder / "users").open("w") as users:
+        with _alone(folder):
+            client = answering(f"unix://{folder}/socket") or _start(folder)
+            fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield client
         finally:
             client.close()
-            with contextlib.suppress(BlockingIOError):  # in use: the last one stops it
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _stop(int(pidfile.read_text()))
+            with _alone(folder), contextlib.suppress(BlockingIOError):  # others use it: the last one stops it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _stop(int((folder / "pid").read_text()))
 
 
-def _start(folder: Path, pidfile: Path, socket: str) -> docker.DockerClient:
-    command = ["dockerd", "--host", socket, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", pidfile]
-    log = folder / "log"
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(folder: Path) -> docker.DockerClient:
+    socket, log = f"unix://{folder}/socket", folder / "log"
+    command = ["dockerd", "--host", socket, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     found = wait_for(lambda: answering(socket) or process.poll() is not None, f"a Docker engine, see {log}", SECONDS)

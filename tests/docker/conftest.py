@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import docker
-import engine
 import pytest
+
+import engine
 
 REPOSITORY = Path(__file__).parents[2]
 
