@@ -8,7 +8,7 @@ help:
 	@echo "make setup      Debian packages that are missing, and .venv with everything"
 	@echo "make demo       two operators on loopback exchange an MMS (root)"
 	@echo "make test       all tests; those with a private Postfix need root"
-	@echo "make test-docker  those in containers, with a Docker engine of their own where none answers (root)"
+	@echo "make test-docker  the tests on Debian 13, in a container (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
 	@echo "make bench      messages a second beside a Postfix without a milter (root)"
 	@echo "make lint       ruff and mypy"
