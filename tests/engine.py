@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import docker
-from docker.errors import BuildError, DockerException, ImageNotFound
+from docker.errors import APIError, BuildError, DockerException, ImageNotFound
 from docker.models.images import Image
 
 from harness import wait_for
@@ -123,7 +123,8 @@ def build(client: docker.DockerClient, name: str, dockerfile: Path, files: Mappi
         said = "".join(line.get("stream", "") for line in error.build_log)
         raise AssertionError(f"{name}: {error.msg}\n{said[-6000:]}") from error
     if old and old.id != new.id:
-        client.images.remove(old.id)
+        with contextlib.suppress(APIError):  # in use by another test run
+            client.images.remove(old.id)
     return name
 
 
