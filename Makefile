@@ -2,24 +2,31 @@
 
 VENV = .venv/bin
 
-.PHONY: help setup demo test test-fast bench lint
+.PHONY: help setup demo test test-docker test-fast bench lint
 
 help:
 	@echo "make setup      Debian packages that are missing, and .venv with everything"
 	@echo "make demo       two operators on loopback exchange an MMS (root)"
 	@echo "make test       all tests; those with a private Postfix need root"
+	@echo "make test-docker  the tests on Debian 13, in a container (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
 	@echo "make bench      messages a second beside a Postfix without a milter (root)"
 	@echo "make lint       ruff and mypy"
 
 setup:
-	@.ci/setup
+	@.ci/setup tests
 
-demo: setup
+demo:
+	@.ci/setup
 	$(VENV)/mm4 demo
 
 test: setup
-	$(VENV)/python -m pytest -n 3 --dist loadfile
+	$(VENV)/python -m pytest -n 3 --dist loadfile --ignore tests/docker
+	$(VENV)/python -m pytest tests/docker
+
+test-docker: export MM4_DOCKER = 1
+test-docker: setup
+	$(VENV)/python -m pytest tests/docker
 
 test-fast: setup
 	$(VENV)/python -m pytest -n 4 -m "not slow" tests/unit tests/corpus

@@ -173,7 +173,8 @@ def test_nobody_listening_and_nobody_answering_are_submission_errors() -> None:
         with pytest.raises(SubmissionError, match="refused"):
             await submitter.submit("", "a@b.test", MESSAGE)
         await submitter.close()
-        silent = await asyncio.start_server(lambda _r, _w: asyncio.sleep(0), "127.0.0.1", 0)
+        streams: list[object] = []  # kept: from Python 3.13 on a writer that nobody has closes its connection
+        silent = await asyncio.start_server(lambda *pair: streams.append(pair), "127.0.0.1", 0)
         submitter = Submitter("smtp", address=silent.sockets[0].getsockname()[:2], timeout=0.05)
         with pytest.raises(SubmissionError, match="no answer within"):
             await submitter.submit("", "a@b.test", MESSAGE)
@@ -207,7 +208,8 @@ def test_a_reply_that_trickles_in_for_ever_is_cut(monkeypatch: pytest.MonkeyPatc
 
 def test_waiting_for_a_free_session_counts_towards_the_timeout() -> None:
     async def body() -> None:
-        silent = await asyncio.start_server(lambda _r, _w: asyncio.sleep(0), "127.0.0.1", 0)
+        streams: list[object] = []  # kept: from Python 3.13 on a writer that nobody has closes its connection
+        silent = await asyncio.start_server(lambda *pair: streams.append(pair), "127.0.0.1", 0)
         submitter = Submitter("smtp", address=silent.sockets[0].getsockname()[:2], timeout=0.1, sessions=1)
         begun = time.monotonic()
         jobs = [submitter.submit("", "a@b.test", MESSAGE) for _ in range(5)]

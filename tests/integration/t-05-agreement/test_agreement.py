@@ -66,7 +66,8 @@ CHANGES = {
     "letter-case": (b"X-Mms-Ack-Request: Yes", b"x-mms-ACK-request:yes"),
     "twice": (b"X-Mms-Priority", b"X-Mms-Ack-Request: Yes\r\nX-Mms-Priority"),
     "folded-first": (b"X-Mms-Transaction-ID: ", b"X-Mms-Transaction-ID:\r\n\t"),
-    "mbox-lines-first": (b"Date: ", b"From MAILER Thu Nov 12 02:28:01 2026\r\n>From x\r\nDate: "),
+    # One: of several 3.7 takes each for a header, 3.10 the first (docs/knownissues.md).
+    "mbox-line-first": (b"Date: ", b">From MAILER Thu Nov 12 02:28:01 2026\r\nDate: "),
     "mbox-line-later": (b"X-Mms-Priority", b"From MAILER Thu Nov 12 02:28:01 2026\r\nX-Mms-Priority"),
     "blank-first": (b"Date: ", b" \r\nDate: "),
     "byte-order-mark": (b"Date: ", b"\xef\xbb\xbfDate: "),

@@ -181,7 +181,8 @@ def test_a_disk_that_does_not_answer_puts_peers_off_before_their_patience_ends(l
     begun = time.monotonic()
     with Mta(link.gateway.smtp, messages, gap=0) as mta:
         wait_for(lambda: len({failure.name for failure in mta.failures}) == 4, "refusals of all four")
-        assert time.monotonic() - begun < DEADLINE + SLACK
+        # Twice: libmilter counts a thread as idle until it wakes, and may give it two messages (docs/knownissues.md).
+        assert time.monotonic() - begun < 2 * DEADLINE + SLACK
         assert mta.accepted == {}
         link.flag.unlink()
         moved = time.monotonic()
