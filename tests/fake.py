@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -121,9 +121,11 @@ class Ledger:
         self.windows: list[timedelta | None] = []
         self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
 
-    def record(self, message: Message, window: timedelta | None = None) -> concurrent.futures.Future[Recording]:
+    def record(
+        self, message: Message, window: timedelta | None = None, splits: Sequence[Message] = ()
+    ) -> concurrent.futures.Future[Recording]:
         future = self._future(self.found)
-        self.messages.append(message)
+        self.messages += [message, *splits]
         self.windows.append(window)
         return future
 
@@ -136,7 +138,7 @@ class Ledger:
     def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.reply_to is not None)
 
-    def copies(self, message: Message, window: timedelta) -> Recording:
+    def copies(self, message: Message, window: timedelta, splits: Sequence[Message] = ()) -> Recording:
         return self.found
 
     def receive_answer(self, *arrival: Any) -> concurrent.futures.Future[int]:

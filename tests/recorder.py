@@ -23,7 +23,7 @@ from aiosmtpd.smtp import SMTP
 from fake import CONFIG
 from harness import SECONDS, free_port
 from mm4.cli.main import run
-from mm4.gateway.outcomes import ONE_PEER
+from mm4.gateway.outcomes import TOO_MANY_SIDES
 from mm4.protocol.address import parse_address
 from mm4.protocol.reader import read_message
 from mm4.protocol.transaction import Direction, Message, State, Transaction
@@ -109,7 +109,7 @@ class Recorder(Controller):
         if key in self.rcpt:
             return self.rcpt[key]
         if any(_peer(parse_address(a).key) != _peer(key) for a in envelope.rcpt_tos):
-            return str(ONE_PEER)
+            return str(TOO_MANY_SIDES)
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 

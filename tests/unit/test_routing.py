@@ -254,13 +254,31 @@ def test_a_null_sender_of_the_local_side_may_send_to_a_peer() -> None:
     assert recipient.destination.side == "north"
 
 
-def test_a_recipient_of_a_second_peer_comes_later() -> None:
+def test_recipients_of_several_sides_are_taken_together() -> None:
     seen = Gateway().peer("local").mail("<x@mms.gw.example>")
     numbers = ("+447700900101", "+447700900201", "+447700900102", "+491511000001", "+33600000000")
     seen.rcpt(*(f"<{n}{GW}>" for n in numbers))
-    later = "452 4.5.3 Recipients of one operator per message, send the others again"
-    assert [str(r) for r in seen.replies[1:]] == [OK, later, OK, later, NO]
-    assert [r.raw for r in seen.session.recipients] == [f"<+447700900101{GW}>", f"<+447700900102{GW}>"]
+    assert [str(r) for r in seen.replies[1:]] == [OK, OK, OK, OK, NO]
+    assert [r.destination.side for r in seen.session.recipients if r.destination] == ["north", "tyntec", "north", "local"]
+
+
+def test_a_side_too_many_comes_later() -> None:
+    peers = "".join(
+        f"  p{n}: {{domains: [p{n}.example], networks: [198.18.0.{n}/32], next_hop: '[198.18.0.{n}]:25'}}\n"
+        for n in range(21)
+    )
+    routes = "".join(f"  - {{prefix: '+3360000{n:02}', peer: p{n}}}\n" for n in range(21))
+    config = CONFIG.replace("peers:\n", "peers:\n" + peers).replace("routes:\n", "routes:\n" + routes)
+    seen = Gateway(config).peer("local").mail("<x@mms.gw.example>")
+    seen.rcpt(*(f"<+3360000{n:02}1{GW}>" for n in range(21)), f"<+33600000002{GW}>", f"<+491511000001{GW}>")
+    later = "452 4.5.3 Recipients of too many operators in one message, send the others again"
+    assert [str(r) for r in seen.replies[1:]] == [OK] * 20 + [later, OK, later]
+
+
+def test_each_peers_size_holds_for_its_own_recipients() -> None:
+    seen = Gateway().peer("local").mail("<x@mms.gw.example>", "SIZE=1000001")
+    seen.rcpt(f"<+447700900201{GW}>", f"<+447700900101{GW}>", f"<+447700900202{GW}>")
+    assert [reply.code for reply in seen.replies[1:]] == [250, 552, 250]
 
 
 def test_our_own_system_is_beside_any_peer() -> None:

@@ -119,7 +119,7 @@ def test_recipients_that_are_refused_are_said_at_once(send: Send, service: Recor
 
 
 def test_nothing_is_sent_where_all_are_refused(send: Send, service: Recorder) -> None:
-    service.rcpt = {NORTH: "452 4.5.3 Recipients of one operator per message, send the others again"}
+    service.rcpt = {NORTH: "452 4.5.3 Recipients of too many operators in one message, send the others again"}
     done = send("--to", NORTH, "--text", "x", "--wait", "5s")
     assert (done.code, done.out, service.taken) == (1, "", [])
     assert send("--to", NORTH, "--text", "x", "--wait", "5s", "--json").json["recipients"] == []

@@ -171,9 +171,9 @@ def test_nothing_is_applied_before_it_is_committed() -> None:
     class Watching(Ledger):
         seen: Seen
 
-        def record(self, message: Any, window: Any = None) -> Any:
+        def record(self, message: Any, window: Any = None, splits: Any = ()) -> Any:
             assert not hasattr(self.seen, "verdict")
-            return super().record(message, window)
+            return super().record(message, window, splits)
 
     ledger = Watching()
     ledger.seen = Gateway(ledger=ledger).peer("north")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..gateway.edits import Edit
 from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
@@ -97,7 +99,8 @@ def _outcome(action: Action, reply: Reply | None) -> dict[str, Any]:
 
 
 def _nothing(mail_from: str) -> dict[str, Any]:
-    return {"mail_from": mail_from, "rcpt": [], "edits": [], "responses": [], "splits": [], "reason": None}
+    return {"mail_from": mail_from, "rcpt": [], "edits": [], "responses": [], "splits": [], "sides": [],
+            "reason": None}  # fmt: skip
 
 
 def _recipient(rcpt: str, reply: Reply, accepted: Recipient | None) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def _recipient(rcpt: str, reply: Reply, accepted: Recipient | None) -> dict[str,
 
 def _redirect(recipients: list[dict[str, Any]], verdict: Verdict) -> None:
     """A report goes to the originator of its message and nobody else, whatever its envelope says."""
-    (target, *others) = verdict.targets or (None,)
+    (target, *others) = verdict.everybody or (None,)
     where = target.destination if target is not None and not others else None
     if where is None or where.becomes is None or strip_via(where.becomes) in {r["becomes"] for r in recipients}:
         return
@@ -124,6 +127,12 @@ def _redirect(recipients: list[dict[str, Any]], verdict: Verdict) -> None:
 
 def _verdict(verdict: Verdict, mail_from: str, recipients: list[dict[str, Any]]) -> dict[str, Any]:
     forwarded = {strip_via(address) for address, _ in verdict.added}
+    sides = [_side(part.side, part.targets, part.mail_from, part.edits) for part in verdict.splits if part.targets]
+    forwarded |= {address for side in sides for address in side["rcpt"]}
+    if verdict.splits and verdict.targets and verdict.mail_from is not None:
+        destination = verdict.targets[0].destination
+        name = destination.side if destination else ""
+        sides.insert(0, _side(name, verdict.targets, verdict.mail_from, verdict.edits))
     for recipient in recipients:
         if verdict.deleted and recipient["becomes"] not in forwarded:
             recipient["becomes"] = recipient["next_hop"] = None
@@ -141,9 +150,17 @@ def _verdict(verdict: Verdict, mail_from: str, recipients: list[dict[str, Any]])
             }
             for answer in verdict.answers
         ],
-        "splits": [],
+        "splits": [part.side for part in verdict.splits if part.targets],
+        "sides": sides,
         "reason": verdict.reason,
     }
+
+
+def _side(name: str, targets: Iterable[Recipient], mail_from: str, edits: Iterable[Edit]) -> dict[str, Any]:
+    """What one of several sides gets: its edits are of the message as it came."""
+    becomes = (target.destination.becomes for target in targets if target.destination)
+    rcpt = list(dict.fromkeys(strip_via(address) for address in becomes if address))
+    return {"peer": name, "mail_from": mail_from, "rcpt": rcpt, "edits": [edit.as_json() for edit in edits]}
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -154,10 +171,12 @@ def _print(result: dict[str, Any]) -> None:
             click.echo(f"  goes to {recipient['peer']} as {recipient['becomes']}, next hop {recipient['next_hop']}")
     reason = f" ({result['reason']})" if result["reason"] else ""
     click.echo(f"verdict: {result['action']}, {result['smtp']}{reason}")
-    click.echo(f"envelope sender: {result['mail_from'] or '<>'}")
-    for op, header, occurrence, value in result["edits"]:
-        number = f"[{occurrence}]" if occurrence else ""
-        click.echo(f"  {op} {header}{number}" + (f": {value}" if value is not None else ""))
+    for side in result["sides"] or [result]:
+        to = f" to {side['peer']}" if result["sides"] else ""
+        click.echo(f"envelope sender{to}: {side['mail_from'] or '<>'}")
+        for op, header, occurrence, value in side["edits"]:
+            number = f"[{occurrence}]" if occurrence else ""
+            click.echo(f"  {op} {header}{number}" + (f": {value}" if value is not None else ""))
     for response in result["responses"]:
         sender = response["mail_from"] or "<>"
         click.echo(f"answer: {response['type']} {response['status']} to {response['to']} from {sender}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..gateway.config import Config
 from ..gateway.localside import Local
-from ..gateway.outcomes import ONE_PEER, STRANGER
+from ..gateway.outcomes import STRANGER, TOO_MANY_SIDES
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error, Reply, SubmissionError
 from .addressee import envelope
@@ -76,7 +76,7 @@ class Service:
 
         Addresses are as in `compose`; one with a domain keeps it. The sender of a report is nobody, the empty text (RFC
         4356 2.1.3.3): only so may it go to an originator to whom no route leads. `message` has CRLF line ends. What
-        the gateway takes only in a further transaction (recipients of another operator) goes in one. An empty result
+        the gateway takes only in a further transaction (recipients of too many operators) goes in one. An empty result
         means that Postfix has it for all. Raises UsageError for what is no address, Refused where the gateway refuses
         the whole message, Unreachable where the service is down or breaks off; after these two nobody gets the
         message, unless Unreachable says otherwise.
@@ -158,7 +158,7 @@ class Service:
             raise Unreachable(f"the MM4 service at {host}:{self.port} {what}: {error.strerror or error}") from None
 
 
-_AGAIN = f"{ONE_PEER.code} {ONE_PEER.enhanced} "
+_AGAIN = f"{TOO_MANY_SIDES.code} {TOO_MANY_SIDES.enhanced} "
 """Both the gateway and Postfix say so of a recipient that has to come in another transaction (RFC 5321 4.5.3.1.10)."""
 
 

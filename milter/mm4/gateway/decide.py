@@ -21,7 +21,7 @@ from ..protocol.reader import read
 from ..protocol.transaction import Answer, Direction, Message, State, Transaction
 from .answers import answer_address, compose_answer, mmsc_address
 from .duplicates import digest
-from .edits import MAX_CHANGED, Edit, in_order
+from .edits import MAX_CHANGED, in_order
 from .envelope import HOME
 from .identities import acting, concerns, impostor, towards
 from .names import strip_via
@@ -41,7 +41,8 @@ from .rewriting import (
     system_sender,
 )
 from .routing import LOCAL, Router, Side
-from .verdict import Action, Mail, Recipient, Verdict
+from .sides import answered, one_answer, parted, split, split_recipient, split_tokens
+from .verdict import Action, Mail, Part, Recipient, Verdict
 
 __all__ = ["decide", "read_mail"]
 
@@ -184,8 +185,9 @@ class _Decision:
         )
 
     def _forward(self) -> Verdict:
-        """A REQ that goes on: to the local side, or to a peer."""
-        target = self.targets[0].destination
+        """A REQ that goes on: to the local side, to a peer, or to several of these."""
+        sides = parted(self.targets, self.router)
+        target = sides[0][0].destination
         assert target is not None
         answer = None
         if self.side.peer is not None and self._answerable():
@@ -200,21 +202,19 @@ class _Decision:
             peer = self.router.config.peers.get(target.side)
             if self.report.asked == "delivery_report" and peer is not None and peer.delivery_report == "off":
                 return self._suppressed(target.side, answer, "this peer gets no delivery reports")
+        names = (side[0].destination.side for side in sides if side[0].destination)
+        strange = next((n for n in names if n != LOCAL and towards(n, self.side, self.router) is None), None)
+        if strange is not None:
+            return self._refuse(REPLIES[DENIED], DENIED, f"{strange} is no peer of {self.local.domain}")
         try:
-            verdict = self._inward() if target.side == LOCAL else self._outward(target.side)
+            tokens = split_tokens(self.mail.token, len(sides))
+            parts = [self._part(side, token) for side, token in zip(sides, tokens, strict=True)]
+            return self._accept(parts, answer)
         except ProtocolError as error:
-            # The message cannot be written as the peer's dialect wants it.
+            # The message cannot be written as a peer's dialect wants it: then nobody gets it, and that is what is said.
             if self.side.peer is not None and not self.monitor:
                 return self._violation(CORRUPT, str(error))
             return self._refuse(Reply(554, "5.6.0", _one_line(str(error))), CORRUPT, str(error))
-        if verdict.record is None:
-            return verdict
-        held, reply_to = self._held_back(target.side, answer)
-        if reply_to is not None:
-            return replace(verdict, record=replace(verdict.record, answer=held, reply_to=reply_to), status="Ok")
-        return replace(
-            verdict, record=replace(verdict.record, answer=answer), answers=(answer,) if answer else (), status="Ok"
-        )
 
     def _held_back(self, target: str, answer: Answer | None) -> tuple[Answer | None, str | None]:
         """The RES to this REQ that waits for another's word, and where it will go; None where the gateway answers.
@@ -230,23 +230,32 @@ class _Decision:
         waits = reply_to is not None and peer is not None and peer.answers == "mmsc"
         return self._answer("Ok", None, reply_to) if reply_to is not None and waits else None, reply_to
 
-    def _inward(self) -> Verdict:
-        served = self.router.serves(_number(self.targets[0]))
+    def _part(self, targets: tuple[Recipient, ...], token: str) -> Part:
+        """What the side of these recipients gets. Raises ProtocolError."""
+        destination = targets[0].destination
+        assert destination is not None
+        return self._inward(targets, token) if destination.side == LOCAL else self._outward(targets, token)
+
+    def _inward(self, targets: tuple[Recipient, ...], token: str) -> Part:
+        served = self.router.serves(_number(targets[0]))
         local = served[1] if served else self.local
-        sender, parameters = inward_sender(local, self.mail.token)
-        record = self._record(Direction.IN, self.side.name, State.RECORDED, None)
+        sender, parameters = inward_sender(local, token)
+        record = self._record(Direction.IN, self.side.name, State.RECORDED, None, targets=targets, token=token)
         # Where the MMSC answers, it gets the REQ as it is.
         asked = self.side.peer is not None and self.side.peer.answers == "mmsc"
-        return self._accept(sender, parameters, [] if asked else inward_edits(self.pdu), record)
+        edits = tuple(in_order([] if asked else inward_edits(self.pdu)))
+        return Part(LOCAL, targets, sender, parameters, edits, record)
 
-    def _outward(self, name: str) -> Verdict:
+    def _outward(self, targets: tuple[Recipient, ...], token: str) -> Part:
+        assert targets[0].destination is not None
+        name = targets[0].destination.side
         peer = self.router.config.peers[name]
         local = towards(name, self.side, self.router)
-        if local is None:
-            return self._refuse(REPLIES[DENIED], DENIED, f"{name} is no peer of {self.local.domain}")
+        assert local is not None
         dialect = self.router.dialects[peer.dialect]
+        # Ids that are made are the same on every side: it is one message.
         completed = completions(
-            self.pdu, dialect, local, self.mail.mail_from, self.targets, self.mail.token, self.mail.now
+            self.pdu, dialect, local, self.mail.mail_from, targets, self.mail.token, self.mail.now
         )
         if self.original is not None:
             completed |= outward_values(self.pdu, self.original, local)
@@ -256,12 +265,14 @@ class _Decision:
             raise ProtocolError(f"{header} is missing and cannot be completed")
         edits = outward_edits(self.pdu, self.dialect, dialect, local, peer, completed)
         if self.report is not None:
-            sender, parameters = system_sender(local, peer, self.mail.token)
+            sender, parameters = system_sender(local, peer, token)
         else:
             originator = self.pdu.get("sender") or completed.get("sender")
-            sender, parameters = outward_sender(originator, local, self.mail.token)
-        record = self._record(Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request)
-        return self._accept(sender, parameters, edits, record)
+            sender, parameters = outward_sender(originator, local, token)
+        record = self._record(
+            Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request, targets=targets, token=token
+        )
+        return Part(name, targets, sender, parameters, tuple(in_order(edits)), record)
 
     def _suppressed(self, name: str, answer: Answer | None, reason: str) -> Verdict:
         """A report that nobody is to get: kept, answered where an ack was asked for, and not sent."""
@@ -283,23 +294,35 @@ class _Decision:
             answers=(answer,),
         )
 
-    def _accept(self, sender: str, parameters: str, edits: list[Edit], record: Message) -> Verdict:
+    def _accept(self, parts: list[Part], answer: Answer | None) -> Verdict:
+        waiting = [self._held_back(part.side, answer) for part in parts]
+        if self.side.peer is not None:
+            waiting = one_answer(waiting, answer)
+        first, *splits = split(answered(parts, waiting), self.mail.headers, self._added)
+        held = first.record.answer
         return Verdict(
             Action.ACCEPT,
             ACCEPTED,
             self.direction,
             self.pdu,
-            mail_from=sender,
-            mail_from_parameters=parameters,
+            status="Ok",
+            mail_from=first.mail_from,
+            mail_from_parameters=first.mail_from_parameters,
             deleted=tuple(r.raw for r in self.mail.recipients),
             added=(
-                *replacements(self.targets, success_wanted(self.pdu, self.side.peer)),
+                *self._added(first),
                 commit_recipient(self.mail.token),
+                *(split_recipient(part.record.token) for part in splits),
             ),
-            targets=self.targets,
-            edits=tuple(in_order(edits)),
-            record=record,
+            targets=first.targets,
+            edits=first.edits,
+            record=first.record,
+            answers=(held,) if held is not None and first.record.reply_to is None else (),
+            splits=tuple(splits),
         )
+
+    def _added(self, part: Part) -> tuple[tuple[str, str], ...]:
+        return replacements(part.targets, success_wanted(self.pdu, self.side.peer))
 
     def _refuse(self, reply: Reply, status: str | None, reason: str) -> Verdict:
         return Verdict(Action.REJECT, reply, self.direction, self.pdu, status=status, reason=reason)
@@ -325,10 +348,14 @@ class _Decision:
         status: str | None,
         completed: dict[str, Any] | None = None,
         ack_requested: bool | None = None,
+        *,
+        targets: tuple[Recipient, ...] | None = None,
+        token: str | None = None,
     ) -> Message:
+        """What is kept of the message for one side; of all its recipients where it goes to none."""
         pdu, completed = self.pdu, completed or {}
         originator = pdu.get("sender") or completed.get("sender")
-        recipients = dict.fromkeys(_number(r) or r.raw.strip("<>") for r in self.targets) or dict.fromkeys(
+        recipients = dict.fromkeys(_number(r) or r.raw.strip("<>") for r in targets or self.targets) or dict.fromkeys(
             r.raw.strip("<>") for r in self.mail.recipients
         )
         if self.original is not None:
@@ -354,7 +381,7 @@ class _Decision:
         mail = self.mail
         kind = pdu.type or _one_line(pdu.type_text or "")
         return Message(
-            mail.token,
+            token or mail.token,
             direction,
             peer,
             kind,

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 from ..protocol.address import Address
 from ..protocol.pdu import Pdu
-from ..protocol.transaction import Recording
+from ..protocol.transaction import Message, Recording
 from .outcomes import ACCEPTED, IN_PROGRESS
 from .rewriting import commit_recipient
-from .verdict import Action, Mail, Verdict
+from .sides import split_recipient
+from .verdict import Action, Mail, Recipient, Verdict
 
 __all__ = ["digest", "settled"]
 
@@ -45,18 +46,23 @@ def settled(verdict: Verdict, mail: Mail, recording: Recording) -> Verdict:
     asked = verdict.answers or (verdict.record is not None and verdict.record.answer is not None)
     answers = (recording.answer,) if recording.answer and asked else verdict.answers
     record = replace(verdict.record, answer=answers[0] if answers else None) if verdict.record else None
-    left = tuple(
-        target
-        for target in verdict.targets
-        if target.destination is None or target.destination.number not in recording.repeated
-    )
+    left = _left(verdict.targets, recording)
     served = {target.destination.becomes for target in left if target.destination}
-    everybody = {t.recipient for t in verdict.record.transactions} if verdict.record else set()
-    if left and served and not everybody <= set(recording.repeated):
+    if not left or _all_have(verdict.record, recording):
+        left, served = (), set()
+    # One of whom all have it already still brings the RES that was recorded with it.
+    splits = tuple(
+        replace(part, targets=_left(part.targets, recording))
+        for part in verdict.splits
+        if not _all_have(part.record, recording) or (part.record.answer and recording.answer)
+    )
+    if served or splits:
         # New for some: they get it, and the RES speaks for all.
-        added = tuple(pair for pair in verdict.added if pair[0] in served or pair == commit_recipient(mail.token))
+        kept = {commit_recipient(mail.token), *(split_recipient(part.record.token) for part in splits)}
+        added = tuple(pair for pair in verdict.added if pair[0] in served or pair in kept)
         reason = f"a duplicate for {len(recording.repeated)} of its recipients"
-        return replace(verdict, added=added, targets=left, reason=verdict.reason or reason)
+        verdict = replace(verdict, added=added, targets=left, splits=splits, reason=verdict.reason or reason)
+        return verdict if served else replace(verdict, record=record, answers=answers)
     return Verdict(
         Action.ACCEPT,
         ACCEPTED,
@@ -69,3 +75,12 @@ def settled(verdict: Verdict, mail: Mail, recording: Recording) -> Verdict:
         record=record,
         answers=answers,
     )
+
+
+def _all_have(record: Message | None, recording: Recording) -> bool:
+    return record is not None and {t.recipient for t in record.transactions} <= set(recording.repeated)
+
+
+def _left(targets: tuple[Recipient, ...], recording: Recording) -> tuple[Recipient, ...]:
+    """Those who have not got it."""
+    return tuple(t for t in targets if t.destination is None or t.destination.number not in recording.repeated)

@@ -13,8 +13,19 @@ from ..protocol.errors import Reply
 from .entries import domain_of
 from .identities import speaking
 from .names import TOKEN, is_private
-from .outcomes import ALONE, NOT_SERVED, ONE_PEER, RECIPIENT_OK, SENDER_OK, STRANGER, TOO_LARGE, WRONG_SENDER
+from .outcomes import (
+    ALONE,
+    LIMITS,
+    NOT_SERVED,
+    RECIPIENT_OK,
+    SENDER_OK,
+    STRANGER,
+    TOO_LARGE,
+    TOO_MANY_SIDES,
+    WRONG_SENDER,
+)
 from .routing import LOCAL, Router, Side
+from .sides import side_key
 from .verdict import Destination, Recipient
 
 __all__ = ["HOME", "admit", "bare", "outside", "receive", "size_of"]
@@ -72,9 +83,9 @@ def receive(
     if any(d.side == HOME and d.number for d in accepted):
         return Recipient(path, ALONE)
     if destination.side != HOME:
-        others = {d.side for d in accepted} - {HOME, destination.side}
-        if others:
-            return Recipient(path, ONE_PEER)
+        sides = {side_key(d, router) for d in (*accepted, destination) if d.side != HOME}
+        if len(sides) > LIMITS["sides"]:
+            return Recipient(path, TOO_MANY_SIDES)
         link = router.config.peers.get(destination.side)
         if link and link.max_size is not None and size is not None and size > link.max_size:
             return Recipient(path, TOO_LARGE)

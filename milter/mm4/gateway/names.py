@@ -1,6 +1,7 @@
 """The name space mm4.invalid, which lives inside this Postfix only.
 
 `<token>@responder.mm4.invalid` makes Postfix tell us that it kept a message;
+`<token>.split@responder.mm4.invalid` brings us a message of which a further side has to get its own;
 `<localpart>@<domain>.via-<peer>.mm4.invalid` chooses a peer's next hop (one transport row a peer) and is stripped
 again by the generic map of mm4-out.
 Postfix refuses the whole space at RCPT, so nobody outside can use it.
@@ -20,6 +21,8 @@ __all__ = [
     "answer_envelope",
     "is_private",
     "public_name",
+    "split_name",
+    "split_token",
     "strip_via",
     "via",
     "via_peer",
@@ -31,6 +34,7 @@ MAILDIR_DOMAIN = "maildir.mm4.invalid"
 
 PEER_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}\Z")
 TOKEN = re.compile(r"[0-9a-f]{32}\Z")
+_SPLIT = ".split"
 _VIA = re.compile(r"\.via-([a-z][a-z0-9-]{0,29})\.mm4\.invalid\Z", re.IGNORECASE)
 
 
@@ -42,6 +46,17 @@ def public_name(token: str, purpose: str) -> str:
 def answer_envelope(token: str) -> str:
     """The ENVID of the RES to the message with this token: its bounce tells itself from one of the message."""
     return f"{token}.answer"
+
+
+def split_name(token: str) -> str:
+    """The local part by which the responder gets a message that it has to send to a further side."""
+    return f"{token}{_SPLIT}"
+
+
+def split_token(local: str) -> str | None:
+    """The token in a local part that `split_name` made, in lower case; None where it is no such."""
+    token = local.lower().removesuffix(_SPLIT)
+    return token if token != local.lower() and TOKEN.match(token) else None
 
 
 def via(address: str, peer: str) -> str:

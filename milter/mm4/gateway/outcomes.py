@@ -20,12 +20,12 @@ __all__ = [
     "LIMITS",
     "NOT_SERVED",
     "NO_RES_ADDRESS",
-    "ONE_PEER",
     "RECIPIENT_OK",
     "REPLIES",
     "SENDER_OK",
     "STRANGER",
     "TOO_LARGE",
+    "TOO_MANY_SIDES",
     "WRONG_ORIGINATOR",
     "WRONG_SENDER",
 ]
@@ -53,7 +53,7 @@ WRONG_ORIGINATOR = Reply(550, "5.7.1", "The originator is no subscriber of this 
 TOO_LARGE = Reply(552, "5.3.4", "Message exceeds the size agreed for this link")
 NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
 ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")
-ONE_PEER = Reply(452, "4.5.3", "Recipients of one operator per message, send the others again")
+TOO_MANY_SIDES = Reply(452, "4.5.3", "Recipients of too many operators in one message, send the others again")
 NO_RES_ADDRESS = Reply(550, "5.7.1", "No address for the acknowledgement in this peer's domains")
 IN_PROGRESS = Reply(451, "4.7.1", "The same message is being taken, try again later")
 DRAINING = Reply(421, "4.3.2", "Service restarting, connect again")
@@ -66,5 +66,8 @@ LIMITS: Mapping[str, int] = MappingProxyType(
         "forward_counter": 10,
         # Indexes of Previously-sent-by that may name our own domain: once is a message that comes home.
         "own_hops": 1,
+        # Sides (peers, and identities of our own) that one message may go to: each further one is a copy to submit. A
+        # group message seldom has more recipients than this; those beyond come in a message of their own.
+        "sides": 20,
     }
 )

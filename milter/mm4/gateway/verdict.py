@@ -15,7 +15,7 @@ from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer, Direction, Message, Original
 from .edits import Edit
 
-__all__ = ["Action", "Arrival", "Destination", "Mail", "Question", "Recipient", "Verdict"]
+__all__ = ["Action", "Arrival", "Destination", "Mail", "Part", "Question", "Recipient", "Verdict"]
 
 
 class Action(enum.StrEnum):
@@ -113,6 +113,18 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one side gets of a message: its envelope, its edits of the headers as they came, its record."""
+
+    side: str
+    targets: tuple[Recipient, ...]
+    mail_from: str
+    mail_from_parameters: str
+    edits: tuple[Edit, ...]
+    record: Message
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision: Postfix's part (reply, envelope, header edits), and ours (what is recorded and answered)."""
 
@@ -132,8 +144,16 @@ class Verdict:
     added: tuple[tuple[str, str], ...] = ()
     """Envelope recipients to add, with their ESMTP parameters."""
     targets: tuple[Recipient, ...] = ()
-    """Whom the message goes to: the envelope's recipients, but for a report the originator of its message alone."""
+    """Whom the message goes to: the envelope's recipients of the first side, but for a report the originator of its
+    message alone."""
     edits: tuple[Edit, ...] = ()
     record: Message | None = None
     arrival: Arrival | None = None
     answers: tuple[Answer, ...] = field(default=())
+    splits: tuple[Part, ...] = ()
+    """What further sides get; the rest of the verdict is the first side's."""
+
+    @property
+    def everybody(self) -> tuple[Recipient, ...]:
+        """Whom the message goes to, on every side."""
+        return (*self.targets, *(target for part in self.splits for target in part.targets))

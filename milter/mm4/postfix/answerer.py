@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -65,8 +66,9 @@ class _CurrentSubmitter:
         )
 
     async def submit(
-        self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None
-    ) -> str:
+        self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None,
+        notify: str | None = None,
+    ) -> str:  # fmt: skip
         return await self.inner.submit(mail_from, rcpt_to, message, envelope_id, notify)
 
 
@@ -108,6 +110,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     responder = Responder(
         store=store,
         submitter=submitter,
+        copier=copier,
         router=Router(config),
         unclaimed=state / "unclaimed",
         flush=Postqueue(folder),

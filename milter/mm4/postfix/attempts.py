@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import ParamSpec, Protocol, TypeVar
@@ -64,7 +64,10 @@ class Store(Protocol):
 class Submitter(Protocol):
     """What the responder needs of `mm4.postfix.submit.Submitter`."""
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
+    async def submit(
+        self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None,
+        notify: str | None = None,
+    ) -> str:  # fmt: skip
         """Hand a mail to Postfix and return the id that Postfix names; raises SubmissionError."""
 
 
@@ -72,14 +75,22 @@ class Attempts:
     """The store and Postfix as the responder uses them: each step bounded, and repeated until a deadline.
 
     `pause_seconds` lie between two tries, `submit_seconds` and `store_seconds` bound one. Deadlines are values of
-    time.monotonic(). After `stop` nothing is tried a second time.
+    time.monotonic(). After `stop` nothing is tried a second time. `copier` submits what carries others' headers.
     """
 
     def __init__(
-        self, store: Store, submitter: Submitter, *, pause_seconds: float, submit_seconds: float, store_seconds: float
+        self,
+        store: Store,
+        submitter: Submitter,
+        copier: Submitter,
+        *,
+        pause_seconds: float,
+        submit_seconds: float,
+        store_seconds: float,
     ) -> None:
         self.store = store
         self._submitter = submitter
+        self._copier = copier
         self._pause_seconds = pause_seconds
         self._submit_seconds = submit_seconds
         self._store_seconds = store_seconds
@@ -109,10 +120,20 @@ class Attempts:
         return await self._within(asyncio.wrap_future(future), "the store")
 
     async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None) -> str:
-        """Hand a mail to Postfix; gives the id that Postfix names. Raises SubmissionError."""
+        """Hand a mail of ours to Postfix; gives the id that Postfix names. Raises SubmissionError."""
+        return await self._bounded(self._submitter.submit(mail_from, rcpt_to, message, envelope_id), rcpt_to)
+
+    async def copy(
+        self, mail_from: str, rcpt_to: Sequence[str], message: bytes, envelope_id: str, notify: str
+    ) -> str:
+        """Hand a mail with others' headers to Postfix; gives its queue id. Raises SubmissionError."""
+        submitted = self._copier.submit(mail_from, rcpt_to, message, envelope_id, notify)
+        return await self._bounded(submitted, ", ".join(rcpt_to))
+
+    async def _bounded(self, submitted: Awaitable[str], rcpt_to: str) -> str:
         try:
             async with asyncio.timeout(self._submit_seconds):
-                return await self._submitter.submit(mail_from, rcpt_to, message, envelope_id)
+                return await submitted
         except TimeoutError:
             raise SubmissionError(f"to {rcpt_to}: not submitted in {self._submit_seconds:g} s") from None
 

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from ..gateway.logline import logline
+from ..gateway.names import RESPONDER_DOMAIN, split_token
 from ..gateway.notices import Notice, disposition_of, notice_of, notice_token
 from ..gateway.routing import LOCAL, Router
 from ..protocol.address import parse_address
@@ -111,7 +112,9 @@ class Bounces:
         said |= {"token": about.message.token, "peer": about.message.peer}
         said["message_id"] = report.message_id and _short([report.message_id])
         groups = report.recipients or _plain_groups(about.message, report)
-        counted = self._counting(about, groups)
+        for group in groups:
+            await self._serve_split(group, said, deadline)
+        counted = self._counting(about, [group for group in groups if _split_of(group) is None])
         for concerned, group in counted:
             if about.answer:
                 await self._attempts.retried(partial(self._note_answer, about.message, group, said), deadline)
@@ -180,6 +183,16 @@ class Bounces:
         return None
 
     # --- what is noted, and who is told
+
+    async def _serve_split(self, group: Recipient, said: dict[str, object], deadline: float) -> None:
+        """Where Postfix gave up to bring us a message for a further side, nobody there has it."""
+        token = _split_of(group)
+        message = await self._attempts.retried(partial(self._attempts.message, token), deadline) if token else None
+        if message is None or message.split is None:
+            return
+        async with self._attempts.alone(message.token):
+            for recipient in dict.fromkeys(transaction.recipient for transaction in message.transactions):
+                await self._serve(message, recipient, group, said, deadline)
 
     async def _serve(
         self, message: Message, recipient: str, group: Recipient, said: dict[str, object], deadline: float
@@ -323,6 +336,12 @@ def _plain_groups(message: Message, report: Report) -> tuple[Recipient, ...]:
     recipients = list(dict.fromkeys(transaction.recipient for transaction in message.transactions))
     named = [r for r in recipients if len(recipients) == 1 or r.lstrip("+") in (report.text or "")]
     return tuple(Recipient("", r, "failed", status[0] if status else "", text) for r in named)
+
+
+def _split_of(group: Recipient) -> str | None:
+    """The token of a further side's part where a report is about that; None where it is about a recipient."""
+    local, domain = split_address(group.final_recipient or group.original_recipient or "")
+    return split_token(local) if domain == RESPONDER_DOMAIN else None
 
 
 def _queue_id(said: dict[str, object]) -> str | None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol
 
-from ..gateway.names import RESPONDER_DOMAIN, TOKEN, strip_via, via_peer
+from ..gateway.names import RESPONDER_DOMAIN, TOKEN, split_token, strip_via, via_peer
 from ..protocol.address import parse_address
 
 __all__ = ["Entry", "Knowledge", "named", "queued", "tokens_of"]
@@ -45,7 +45,7 @@ class Entry:
     """As Postfix has it."""
     kind: str
     """`message`, `answer` (a RES of ours on its way), `token` (the responder has to learn that the message is kept,
-    and submits its RES), `bounce` (on its way home to the responder)."""
+    and submits its RES, or the mail of a further side), `bounce` (on its way home to the responder)."""
     peer: str | None
     token: str | None
     message_id: str | None
@@ -94,7 +94,8 @@ def tokens_of(message: dict[str, Any], domains: Collection[str]) -> list[str]:
 
 def _token(address: str, domains: Collection[str]) -> str | None:
     local, _, domain = address.lower().rpartition("@")
-    return local if domain in domains and TOKEN.match(local) else None
+    token = split_token(local) or local
+    return token if domain in domains and TOKEN.match(token) else None
 
 
 def _entries(message: dict[str, Any], rows: list[dict[str, Any]], domains: Collection[str]) -> Iterator[Entry]:
@@ -108,9 +109,9 @@ def _entries(message: dict[str, Any], rows: list[dict[str, Any]], domains: Colle
     for recipient in message["recipients"]:
         address = recipient["address"]
         shown = strip_via(address)
-        row = _row(known, shown)
         home = _token(address, domains)
         token = _token(address, (RESPONDER_DOMAIN,))
+        row = _row([row for row in known if row["token"] == token] or known, shown)
         yield Entry(
             queue_id=queue_id,
             queue=message["queue_name"],

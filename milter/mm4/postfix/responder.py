@@ -1,10 +1,10 @@
 """The responder: what Postfix delivers to it is committed, so now the answer may go out.
 
-`<token>@responder.mm4.invalid` says that Postfix kept a message; mail to local.domain is a bounce of
-something we sent, or somebody's mail, which goes to a Maildir. Nothing is ever answered 5xx: what fails
-(store, submission, disk) is tried again for `retry_seconds`, then 451, and Postfix's queue keeps it and is
-flushed as soon as things work again. An answer goes out at least once; twice only after a kill between its
-submission and the note of it.
+`<token>@responder.mm4.invalid` says that Postfix kept a message; `<token>.split@responder.mm4.invalid` that one has to
+go to a further side, by a mail that is made and submitted here; mail to local.domain is a bounce of something we sent,
+or somebody's mail, which goes to a Maildir. Nothing is ever answered 5xx: what fails (store, submission, disk) is tried
+again for `retry_seconds`, then 451, and Postfix's queue keeps it and is flushed as soon as things work again. An
+answer, and a further side's mail, goes out at least once; twice only after a kill between its submission and the note.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from ..gateway.edits import Edit, rewritten
 from ..gateway.logline import logline
-from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN, answer_envelope
+from ..gateway.names import MAILDIR_DOMAIN, RESPONDER_DOMAIN, TOKEN, answer_envelope, split_name, split_token
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error, Reply
-from ..protocol.transaction import Direction, Message, State, Transaction
+from ..protocol.transaction import Direction, Message, Split, State, Transaction
 from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
@@ -88,7 +89,8 @@ class Responder:
 
     `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC), `host` our name,
     `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451. `spool` takes
-    copies of what goes to the peers that the configuration has messages sent again to.
+    copies of what goes to the peers that the configuration has messages sent again to. `submitter` takes answers,
+    `copier` (None: the same) what carries the headers of others.
     `start` and `stop` belong to one event loop; `deliver` works without them, but nothing is flushed then.
     """
 
@@ -104,6 +106,7 @@ class Responder:
         host: str = "",
         counters: Counters | None = None,
         spool: Spool | None = None,
+        copier: Submitter | None = None,
         retry_seconds: float = 20.0,
         pause_seconds: float = 1.0,
         flush_seconds: float = FLUSH_SECONDS,
@@ -113,6 +116,7 @@ class Responder:
         self._attempts = Attempts(
             store,
             submitter,
+            copier or submitter,
             pause_seconds=pause_seconds,
             submit_seconds=submit_seconds,
             store_seconds=store_seconds,
@@ -181,8 +185,13 @@ class Responder:
         return Reply(250, "2.1.5", "Ok")
 
     def wanted(self, envelope: Envelope) -> int | None:
-        """Want the top of a message that brings only tokens, else all of it; all, too, where a copy may be needed."""
-        domains = {split_address(recipient)[1] for recipient in envelope.recipients}
+        """Want the top of a message that brings only tokens, else all of it; all, too, where a copy may be needed, or
+        a further side's mail is made of it.
+        """
+        addresses = [split_address(recipient) for recipient in envelope.recipients]
+        domains = {domain for _, domain in addresses}
+        if any(split_token(local) for local, _ in addresses):
+            return None
         if domains != {RESPONDER_DOMAIN} or (self._copied_peers and self._outward(envelope.mail_from)):
             return None
         return TOKEN_BYTES
@@ -236,29 +245,31 @@ class Responder:
     async def _token(
         self, local: str, ids: list[str], envelope: Envelope, data: bytes, said: dict[str, object], deadline: float
     ) -> int:
-        token = local.lower()
+        split = split_token(local)
+        token = split or local.lower()
         said["token"] = local
         if TOKEN.match(token) is None:
             said["why"] = "no token"
             return logging.WARNING
         async with self._attempts.alone(token):
             message = await self._attempts.retried(lambda: self._attempts.message(token), deadline)
-            if message is None:
+            if message is None or (message.split is None) != (split is None):
                 said["why"] = "unknown token"
                 return logging.WARNING
             said["peer"] = message.peer
-            if ids and message.queue_id and message.queue_id not in ids:
-                said["why"] = f"forged: recorded for queue id {message.queue_id}"
+            came_as = message.queue_id if message.split is None else message.split.carrier
+            if ids and came_as and came_as not in ids:
+                said["why"] = f"forged: recorded for queue id {came_as}"
                 return logging.WARNING
-            if message.accepted_at is None:
-                await self._copy(message, envelope, data, said)
+            if message.split is not None:
+                await self._send_split(message, message.split, data, said, deadline)
+            elif message.accepted_at is None and not len(data) == TOKEN_BYTES < envelope.size:  # cut before a reload
+                await self._copy(message, envelope.mail_from, as_received(data), said)
             if message.answer is None or message.reply_to is not None:
                 # Nothing was asked for, or the RES waits for another's word.
-                if message.accepted_at is None:
+                if message.accepted_at is None and message.split is None:
                     queue_id = message.queue_id or (ids[-1] if ids else None)
-                    await self._attempts.retried(
-                        lambda: self._attempts.kept(self._store.accepted(token, self._now(), queue_id)), deadline
-                    )
+                    await self._accepted(token, queue_id, deadline)
                 return logging.INFO
             said |= {"answer": message.answer.type, "status": message.answer.status}
             if message.answered_at is None:
@@ -268,7 +279,38 @@ class Responder:
                 self._count_answer("already")
             return logging.INFO
 
-    async def _copy(self, message: Message, envelope: Envelope, data: bytes, said: dict[str, object]) -> None:
+    async def _accepted(self, token: str, queue_id: str | None, deadline: float) -> None:
+        at = self._now()
+        await self._attempts.retried(lambda: self._attempts.kept(self._store.accepted(token, at, queue_id)), deadline)
+
+    async def _send_split(
+        self, message: Message, split: Split, data: bytes, said: dict[str, object], deadline: float
+    ) -> None:
+        """Make a further side's mail of the first side's, submit it, and note that, as it is done with an answer."""
+        if message.accepted_at is not None:
+            said["why"] = "already sent"
+            return
+        name = split_name(message.token)
+        submitted = self._submitted.get(name)
+        left = {t.recipient for t in message.transactions if t.state is State.RECORDED}
+        addresses = tuple(dict.fromkeys(address for key, address in split.recipients if key in left))
+        if submitted is None and addresses:
+            content = rewritten(as_received(data), (Edit(*edit) for edit in split.edits))
+            await self._copy(message, split.mail_from, content, said)
+            submitted = await self._attempts.retried(
+                lambda: self._attempts.copy(split.mail_from, addresses, content, message.token, split.notify), deadline
+            )
+            self._remember(name, submitted)
+        said["sent"] = submitted
+        await self._accepted(message.token, submitted or None, deadline)
+        self._submitted.pop(name, None)
+
+    def _remember(self, name: str, submitted: str) -> None:
+        if len(self._submitted) >= REMEMBERED:
+            self._submitted.pop(next(iter(self._submitted)))
+        self._submitted[name] = submitted
+
+    async def _copy(self, message: Message, mail_from: str, content: bytes, said: dict[str, object]) -> None:
         """Keep a copy of what may have to be sent again, before the store says that it is on its way.
 
         Without room, or a disk that works, there is none, and the message is sent once: no token waits for that.
@@ -276,13 +318,10 @@ class Responder:
         awaited = any(t.due_at is not None and t.state in (State.RECORDED, State.WAITING) for t in message.transactions)
         if self._spool is None or message.direction is not Direction.OUT or message.peer not in self._copied_peers:
             return
-        if not awaited or (len(data) == TOKEN_BYTES < envelope.size):  # the second: cut, just before a reload
+        if not awaited:
             return
-        spool = self._spool
         try:
-            kept = await self._attempts.asked(
-                "the spool", spool.keep, message.token, envelope.mail_from, as_received(data)
-            )
+            kept = await self._attempts.asked("the spool", self._spool.keep, message.token, mail_from, content)
             result = "kept" if kept else "full"
         except (Mm4Error, OSError) as error:
             result = "error"
@@ -305,9 +344,7 @@ class Responder:
                 lambda: self._count_answer("retried"),
             )
             self._count_answer("submitted")
-            if len(self._submitted) >= REMEMBERED:
-                self._submitted.pop(next(iter(self._submitted)))
-            self._submitted[token] = submitted
+            self._remember(token, submitted)
         # Noted with the time of the submission, however long the note takes.
         at, queue_id = self._now(), submitted or None
         await self._attempts.retried(lambda: self._attempts.kept(self._store.answered(token, at, queue_id)), deadline)

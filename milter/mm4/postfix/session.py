@@ -24,7 +24,7 @@ from ..gateway.envelope import admit, bare, outside, receive, size_of
 from ..gateway.logline import logline
 from ..gateway.outcomes import DRAINING
 from ..gateway.reports import question_of
-from ..gateway.routing import Router, Side
+from ..gateway.routing import LOCAL, Router, Side
 from ..gateway.verdict import Action, Mail, Recipient, Verdict
 from ..protocol.errors import InternalError, Mm4Error, Reply, StoreError
 from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
@@ -48,8 +48,8 @@ class History(Protocol):
     ) -> tuple[Original, ...]:
         """The forward.REQs that a report may be about, newest first."""
 
-    def copies(self, message: Message, window: timedelta) -> Recording:
-        """What of a message came before."""
+    def copies(self, message: Message, window: timedelta, splits: Sequence[Message] = ()) -> Recording:
+        """What of a message, and of its parts for further sides, came before."""
 
     def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """The messages whose own RES waits for the one to this transaction, newest first."""
@@ -58,8 +58,10 @@ class History(Protocol):
 class Ledger(History, Protocol):
     """What a session asks of the store that it writes."""
 
-    def record(self, message: Message, window: timedelta | None) -> concurrent.futures.Future[Recording]:
-        """Keep a message and its transactions, and say what of it came before within `window`."""
+    def record(
+        self, message: Message, window: timedelta | None, splits: Sequence[Message] = ()
+    ) -> concurrent.futures.Future[Recording]:
+        """Keep a message, its transactions and its parts for further sides, and say what of it came before."""
 
     def withdraw(self, token: str) -> concurrent.futures.Future[None]:
         """Forget a message that was refused after all, if it was kept."""
@@ -265,10 +267,11 @@ class Session:
         # Only a peer's messages can be duplicates: our own side may well send one again that came to nothing.
         peers = self.side is not None and self.side.peer is not None
         window = timedelta(seconds=self.router.config.duplicates) if peers else None
+        splits = [part.record for part in verdict.splits]
         if store is None:
             if verdict.record is None or window is None or self.runtime.history is None:
                 return verdict
-            return self._settled(verdict, self.runtime.history.copies(verdict.record, window))
+            return self._settled(verdict, self.runtime.history.copies(verdict.record, window, splits))
         if verdict.arrival is not None:
             a = verdict.arrival
             answering = store.receive_answer(
@@ -279,10 +282,11 @@ class Session:
                 return replace(verdict, reason=verdict.reason or "it answers nothing that we sent to this peer")
         if verdict.record is not None:
             try:
-                found = self._committed(store.record(verdict.record, window), started)
+                found = self._committed(store.record(verdict.record, window, splits), started)
             except StoreError:
                 # It may yet be written, and would be undecided: the next copy need not wait for that.
-                store.withdraw(verdict.record.token)
+                for record in (verdict.record, *splits):
+                    store.withdraw(record.token)
                 raise
             return self._settled(verdict, found)
         return verdict
@@ -310,7 +314,8 @@ class Session:
         if self.runtime.quiet:
             return
         pdu = verdict.pdu
-        target = verdict.record.peer if verdict.record and verdict.direction is Direction.OUT else None
+        sides = [verdict.record, *(part.record for part in verdict.splits)] if verdict.record else []
+        to = ",".join(r.peer if r.direction is Direction.OUT else LOCAL for r in sides) or None
         level = logging.WARNING if verdict.action in (Action.TEMPFAIL, Action.REJECT) else logging.INFO
         log.log(
             level,
@@ -318,7 +323,7 @@ class Session:
                 queue_id=self.queue_id or "-",
                 client=self.client,
                 peer=peer,
-                to=target,
+                to=to if verdict.splits or verdict.direction is Direction.OUT else None,
                 direction=verdict.direction,
                 type=(pdu.type or pdu.type_text) if pdu else None,
                 transaction_id=pdu.get("transaction_id") if pdu else None,

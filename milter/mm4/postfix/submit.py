@@ -83,23 +83,26 @@ class _Session:
         self._eight = "8BITMIME" in offered
 
     def offer(
-        self, deadline: float, mail_from: str, rcpt_to: str, envelope_id: str | None, notify: str | None, eight: bool
-    ) -> None:
-        """MAIL, RCPT and DATA: all that can fail without a byte of the message being handed over."""
+        self, deadline: float, mail_from: str, rcpt_to: Sequence[str], envelope_id: str | None, notify: str | None,
+        eight: bool,
+    ) -> None:  # fmt: skip
+        """MAIL, every RCPT and DATA: all that can fail without a byte of the message being handed over."""
         # Where DSN is not offered a bounce is told by the ids in what it returns.
         dsn = f" RET=HDRS ENVID={envelope_id}" if envelope_id and self._dsn else ""
         body = " BODY=8BITMIME" if eight and self._eight else ""
         asked = f" NOTIFY={notify}" if notify and self._dsn else ""
         commands = [
-            (f"MAIL FROM:<{mail_from}>{dsn}{body}", (250,)), (f"RCPT TO:<{rcpt_to}>{asked}", (250, 251)),
+            (f"MAIL FROM:<{mail_from}>{dsn}{body}", (250,)),
+            *((f"RCPT TO:<{recipient}>{asked}", (250, 251)) for recipient in rcpt_to),
             ("DATA", (354,)),
-        ]  # fmt: skip
+        ]
         if self._pipelining:
             # In one write: each wait for a reply is a turn for the interpreter's other threads. Whatever is refused,
-            # the session ends without a message, and DATA without a recipient is refused too (RFC 2920 3.1).
-            together = "".join(f"{command}\r\n" for command, _ in commands).encode()
-            for command, (_, expected) in zip((together, None, None), commands, strict=True):
-                self.step(deadline, command, *expected)
+            # the session is cut without the final dot, and so without a message.
+            together: bytes | None = "".join(f"{command}\r\n" for command, _ in commands).encode()
+            for _, expected in commands:
+                self.step(deadline, together, *expected)
+                together = None
             return
         for line, expected in commands:
             self.step(deadline, line, *expected)
@@ -154,7 +157,7 @@ class _Job:
     def __init__(
         self,
         mail_from: str,
-        rcpt_to: str,
+        rcpt_to: Sequence[str],
         message: bytes,
         envelope_id: str | None,
         notify: str | None,
@@ -164,6 +167,7 @@ class _Job:
         self.notify = notify
         self.mail_from = mail_from
         self.rcpt_to = rcpt_to
+        self.what = f"to {', '.join(rcpt_to)}"
         self.message = message
         self.deadline = deadline
         self._lock = threading.Lock()
@@ -226,23 +230,26 @@ class Submitter:
         self._sweep_due: asyncio.TimerHandle | None = None
 
     async def submit(
-        self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None
-    ) -> str:
+        self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None,
+        notify: str | None = None,
+    ) -> str:  # fmt: skip
         """Hand one mail to Postfix and return the id that its 250 names ("" if it names none).
 
-        Addresses are without brackets, `mail_from` "" is the null sender; `message` has CRLF line ends and
-        goes out as it is. `envelope_id` (letters, digits, dots) comes back as the ENVID of a bounce, by `smtp`
-        only: by `sendmail` it did not (seen on 3.7); `notify` is that of RFC 3461, for example FAILURE. By
-        `sendmail` the id that is returned is that of the maildrop file, which is not the later queue id; by `smtp`
-        it is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled may still submit.
+        Addresses are without brackets, `mail_from` "" is the null sender; of several recipients all get it or
+        none; `message` has CRLF line ends and goes out as it is. `envelope_id` (letters, digits, dots) comes back as
+        the ENVID of a bounce, by `smtp` only: by `sendmail` it did not (seen on 3.7); `notify` is that of RFC 3461, for
+        example FAILURE. By `sendmail` the id that is returned is that of the maildrop file, which is not the later
+        queue id; by `smtp` it is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled
+        may still submit.
         """
-        for text in (mail_from, rcpt_to):
+        recipients = (rcpt_to,) if isinstance(rcpt_to, str) else tuple(rcpt_to)
+        for text in (mail_from, *recipients):
             if not text.isascii() or not _ADDRESS.fullmatch(text):
                 raise SubmissionError(f"not an address that can be submitted: {text!a}")
         if self._closed:
             raise SubmissionError("the submitter is closed")
         loop = asyncio.get_running_loop()
-        job = _Job(mail_from, rcpt_to, message, envelope_id, notify, time.monotonic() + self._timeout)
+        job = _Job(mail_from, recipients, message, envelope_id, notify, time.monotonic() + self._timeout)
         watch = loop.call_later(self._timeout + _GRACE, job.abort)
         try:
             return await loop.run_in_executor(self._pool, self._run, job)
@@ -261,7 +268,7 @@ class Submitter:
     # --- in a worker thread
 
     def _run(self, job: _Job) -> str:
-        what = f"to {job.rcpt_to}"
+        what = job.what
         try:
             session = self._take()
             if session is not None:
@@ -314,7 +321,7 @@ class Submitter:
 
     def _open(self, job: _Job) -> _Session:
         if time.monotonic() >= job.deadline:
-            raise SubmissionError(f"to {job.rcpt_to}: all sessions busy for {self._timeout:g} s")
+            raise SubmissionError(f"{job.what}: all sessions busy for {self._timeout:g} s")
         session = self._connect(job.deadline)
         job.use(session)
         try:
@@ -363,7 +370,7 @@ class Submitter:
             why = f"ended with status {status}"
         else:
             why = "ended the session"
-        return SubmissionError(f"to {job.rcpt_to}: {self._command[0]} {why}: {complaint or error}")
+        return SubmissionError(f"{job.what}: {self._command[0]} {why}: {complaint or error}")
 
     # --- the pool
 

@@ -1,6 +1,6 @@
 """What is remembered of an MM4 transaction: plain values that the gateway makes and the store keeps.
 
-One `Message` is one mail that went through Postfix (one queue id, one token); its `Transaction`s are one
+One `Message` is one mail that went through Postfix (one queue id, one token) to one side; its `Transaction`s are one
 per recipient. The token is 128 random bits in hex: it names the message inside this Postfix, in the
 responder's address, in the envelope sender of the local leg and in ENVID.
 """
@@ -8,10 +8,12 @@ responder's address, in the envelope sender of the local leg and in ENVID.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
-__all__ = ["Answer", "Direction", "Message", "Original", "Recording", "State", "Transaction"]
+__all__ = ["Answer", "Direction", "Message", "Original", "Recording", "Split", "State", "Transaction"]
 
 
 class Direction(enum.StrEnum):
@@ -62,6 +64,22 @@ class Answer:
     type: str
     status: str
     message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the mail of one side is made of a message to several: by the responder, from the mail of the first side.
+
+    `carrier` is the queue id of that mail. `recipients` are pairs of `Address.key` and the envelope address, next hop
+    included; `notify` holds for each (RFC 3461). `edits` turn the first side's headers into this side's: rows of
+    op, header, occurrence and value, in the order in which they are applied.
+    """
+
+    carrier: str
+    mail_from: str
+    notify: str
+    recipients: tuple[tuple[str, str], ...]
+    edits: tuple[tuple[str, str, int, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +142,17 @@ class Recording:
     answer: Answer | None = None
     conflict: str | None = None
 
+    @classmethod
+    def together(cls, found: Iterable[Self]) -> Self:
+        """What was known of the parts of one message to several sides."""
+        parts = tuple(found)
+        return cls(
+            any(part.pending for part in parts),
+            tuple(sorted({recipient for part in parts for recipient in part.repeated})),
+            next((part.answer for part in parts if part.answer is not None), None),
+            next((part.conflict for part in parts if part.conflict is not None), None),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -156,3 +185,8 @@ class Message:
     """Where the RES of an MMSC that answers itself goes: the originator system, without brackets and next hop."""
     copy_of: str | None = None
     """Token of the message that this one is a duplicate of."""
+    split: Split | None = None
+    """Where it is one side's part of a message to several, and not the first; then `queue_id` is empty until it has a
+    mail of its own."""
+    split_of: str | None = None
+    """Token of the first side's part."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, or_, select, text
+from sqlalchemy import BindParameter, Connection, Row, bindparam, func, or_, select, text
 
 from ..protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
 from .schema import clean, messages, transactions
@@ -26,6 +26,9 @@ _SLACK = 1024
 _SOURCE: BindParameter[str] = bindparam("a_source")
 MOST = 200
 """Earlier messages with the same ids that are looked at, the newest first: a peer may use ids as often as it likes."""
+_first = messages.alias()
+# Postfix has all parts of a message to several sides as soon as it has the first one's.
+_FIRST_ACCEPTED = select(_first.c.accepted_at).where(_first.c.token == messages.c.split_of).scalar_subquery()
 _CANDIDATES = (
     select(
         transactions.c.recipient,
@@ -33,7 +36,7 @@ _CANDIDATES = (
         transactions.c.status,
         messages.c.token,
         messages.c.recorded_at,
-        messages.c.accepted_at,
+        func.coalesce(messages.c.accepted_at, _FIRST_ACCEPTED).label("accepted_at"),
         messages.c.digest,
         messages.c.size,
         messages.c.answer_to,

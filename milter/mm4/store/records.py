@@ -7,13 +7,14 @@ translates them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert, select
 
-from ..protocol.transaction import Answer, Direction, Message, Original, Recording, State, Transaction
+from ..protocol.transaction import Answer, Direction, Message, Original, Recording, Split, State, Transaction
 from . import copies
 from .schema import clean, messages, transactions
 from .writer import Operation
@@ -56,30 +57,37 @@ _ORIGINALS = (
 _OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
 
 
-def recording(message: Message, window: timedelta | None) -> Operation[Recording]:
+def recording(
+    message: Message, window: timedelta | None, splits: Sequence[Message] = ()
+) -> Operation[Recording]:
     """Give the operation that inserts the message and its transactions, and says what of it came before.
 
-    Without `window` nothing is looked for. Raises ValueError for a time without zone.
+    Without `window` nothing is looked for. `splits` are its parts for further sides: all are kept, or none. Raises
+    ValueError for a time without zone.
     """
-    for time in (message.recorded_at, message.accepted_at, message.answered_at):
-        if time is not None and time.tzinfo is None:
-            raise ValueError(f"message {message.token}: time {time.isoformat()} has no time zone")
-    row = _message_row(message)
-    rows = _transaction_rows(message)
+    parts = (message, *splits)
+    for part in parts:
+        for time in (part.recorded_at, part.accepted_at, part.answered_at):
+            if time is not None and time.tzinfo is None:
+                raise ValueError(f"message {part.token}: time {time.isoformat()} has no time zone")
+    made = [(_message_row(part), _transaction_rows(part)) for part in parts]
 
     def operation(connection: Connection) -> Recording:
-        found = copies.find(connection, message, window) if window is not None else Recording()
+        found = Recording()
+        if window is not None:
+            found = Recording.together(copies.find(connection, part, window) for part in parts)
         if found.pending:
             return found
-        kept, parts = row, rows
+        kept = made
         if found.repeated:
-            marked = copies.as_recorded(message, found)
-            kept, parts = _message_row(marked), _transaction_rows(marked)
+            marked = [copies.as_recorded(part, found) for part in parts]
+            kept = [(_message_row(part), _transaction_rows(part)) for part in marked]
         if message.answer is not None and message.copy_of is not None and _under_way(connection, message):
             return Recording(pending=True)
-        connection.execute(_INSERT_MESSAGE, kept)
-        if parts:
-            connection.execute(_INSERT_TRANSACTIONS, parts)
+        for row, rows in kept:
+            connection.execute(_INSERT_MESSAGE, row)
+            if rows:
+                connection.execute(_INSERT_TRANSACTIONS, rows)
         return found
 
     return operation
@@ -125,7 +133,18 @@ def _message_row(message: Message) -> dict[str, Any]:
         "expires_at": message.expires_at,
         "reply_to": message.reply_to,
         "copy_of": message.copy_of,
+        "split": _written(message.split) if message.split else None,
+        "split_of": message.split_of,
     }
+
+
+def _written(split: Split) -> str:
+    return json.dumps([split.carrier, split.mail_from, split.notify, split.recipients, split.edits])
+
+
+def _split(text: str) -> Split:
+    carrier, mail_from, notify, recipients, edits = json.loads(text)
+    return Split(carrier, mail_from, notify, tuple(map(tuple, recipients)), tuple(map(tuple, edits)))
 
 
 def _transaction_rows(message: Message) -> list[dict[str, Any]]:
@@ -243,6 +262,8 @@ def _message(row: Row[Any], children: Iterable[Row[Any]]) -> Message:
         expires_at=row.expires_at,
         reply_to=row.reply_to,
         copy_of=row.copy_of,
+        split=_split(row.split) if row.split is not None else None,
+        split_of=row.split_of,
     )
 
 

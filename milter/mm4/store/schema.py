@@ -44,7 +44,7 @@ __all__ = [
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -120,9 +120,14 @@ messages = Table(
     Column("expires_at", UtcDateTime()),
     Column("reply_to", String()),
     Column("copy_of", String()),
+    # What the mail of a further side of a message to several is made of (JSON), and the first side's token.
+    Column("split", Text()),
+    Column("split_of", String()),
     Index("ix_messages_queue_id", "queue_id"),
     Index("ix_messages_copy_of", "copy_of", sqlite_where=text("copy_of IS NOT NULL"),
           postgresql_where=text("copy_of IS NOT NULL")),
+    Index("ix_messages_split_of", "split_of", sqlite_where=text("split_of IS NOT NULL"),
+          postgresql_where=text("split_of IS NOT NULL")),
 )
 
 # `mm4 queue` asks for every RES that waits.

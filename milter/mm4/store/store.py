@@ -99,14 +99,17 @@ class Store:
         # In a forked child the connections are the parent's: closing them there would clear its WAL.
         self._readers.dispose(close=os.getpid() == self._process)
 
-    def record(self, message: Message, window: timedelta | None = None) -> Future[Recording]:
+    def record(
+        self, message: Message, window: timedelta | None = None, splits: Sequence[Message] = ()
+    ) -> Future[Recording]:
         """Keep a message and its transactions, and say what of it came before within `window` (None: do not look).
 
-        A recipient who has it already is kept as DUPLICATE; where the same message is undecided nothing is kept. A
-        token that is already kept is a StoreError.
+        `splits` are its parts for further sides, which are kept with it or not at all. A recipient who has it already
+        is kept as DUPLICATE; where the same message is undecided nothing is kept. A token that is already kept is a
+        StoreError.
         """
         try:
-            operation = records.recording(message, window)
+            operation = records.recording(message, window, splits)
         except Exception as error:
             failed: Future[Recording] = Future()
             failed.set_exception(self._database.failure(error))
@@ -297,9 +300,11 @@ class Store:
 
         return self._write(operation)
 
-    def copies(self, message: Message, window: timedelta) -> Recording:
-        """Say what of a message came before, and keep nothing."""
-        return self._read(lambda connection: copies.find(connection, message, window))
+    def copies(self, message: Message, window: timedelta, splits: Sequence[Message] = ()) -> Recording:
+        """Say what of a message, and of its parts for further sides, came before, and keep nothing."""
+        return self._read(
+            lambda connection: Recording.together(copies.find(connection, m, window) for m in (message, *splits))
+        )
 
     def originals(
         self,

@@ -28,6 +28,7 @@ MOST = 1000
 """Transactions that are looked at for one identifier, the newest: a peer may use an id as often as it likes."""
 
 _own = transactions.alias()
+_first = messages.alias()
 _NAMED: BindParameter[str] = bindparam("named")
 # Searches by index; one condition with OR over two tables would read every row.
 _BY_NAME = union(
@@ -38,6 +39,11 @@ _BY_NAME = union(
     select(transactions.c.id)
     .join(messages, messages.c.copy_of == transactions.c.token)
     .where(messages.c.token == _NAMED, ~exists().where(_own.c.token == messages.c.token)),
+    # The parts for further sides came by the queue id of the first one's.
+    select(transactions.c.id)
+    .join(messages, messages.c.token == transactions.c.token)
+    .join(_first, _first.c.token == messages.c.split_of)
+    .where(_first.c.queue_id == _NAMED, messages.c.split_of.is_not(None)),
     *(
         select(transactions.c.id)
         .join(messages, messages.c.token == transactions.c.token)
