@@ -1,6 +1,7 @@
 """`mm4 explain` and the live gateway agree: replies, envelope, header edits and the RES, for the whole corpus.
 
-Each message goes in from a peer of each dialect, and from our own side to a peer of each dialect. What explain
+Each message goes in from a peer of each dialect, and from our own side to a peer of each dialect; some go to several
+sides at once. What explain
 foretells is then held against what the SMTP client was told and what the next hops got. Only what is made anew for
 each message is left out of account: tokens, ids made from them, and the time.
 """
@@ -53,6 +54,13 @@ class Case:
     client: str
     mail_from: str
     rcpt: tuple[str, ...]
+
+
+NORTHERNS, SOUTHERNS, OURS_TOO = "+44770090", "+336000", "+4915110"
+SPLIT = (
+    (NORTHERNS, SOUTHERNS, OURS_TOO, NORTHERNS), (SOUTHERNS, OURS_TOO, NORTHERNS), (OURS_TOO, SOUTHERNS, SOUTHERNS, NORTHERNS)
+)  # fmt: skip
+"""Recipients of one message, by how their numbers begin: each side is the first once."""
 
 
 def by_way(message: bytes, way: str) -> Case:
@@ -110,6 +118,18 @@ CASES = {
     ),
     "ours-refused": Case(RIGHT.read_bytes(), LOCAL, OUR_SENDER, ("+999123456789@mms.gw.example", "12345")),
     "ours-inward": Case(RIGHT.read_bytes(), LOCAL, OUR_SENDER, ("+491511099006@mms.gw.example",)),
+    **{
+        f"{path.stem}-to-three": Case(
+            path.read_bytes(), LOCAL, OUR_SENDER, tuple(f"{n}{next(_numbers)}@mms.gw.example" for n in SPLIT[i % 3])
+        )
+        for i, path in enumerate(CORPUS) if i % 4 == 0
+    },
+    **{
+        f"{name}-to-three": Case(
+            changed(name), LOCAL, OUR_SENDER, tuple(f"{n}{next(_numbers)}@mms.gw.example" for n in SPLIT[i % 3])
+        )
+        for i, name in enumerate(CHANGES)
+    },
     "ours-national": Case(RIGHT.read_bytes(), LOCAL, "01511000001", ("01511099007",)),
 }
 
@@ -190,6 +210,9 @@ class Live:
         log = link.gateway.log()
         self.discarded = set(re.findall(r" (\w+): milter-discard: END-OF-MESSAGE", log))
         # The responder names what it submitted for a message, and each mail's top line the queue id it had with us.
+        self._split: dict[str, list[str]] = {}
+        for queue_id, sent in re.findall(r" queue_id=(\w+) token=\w+\.split peer=\S+ .*?sent=(\w+)", log):
+            self._split.setdefault(queue_id, []).append(sent)
         self._submitted = dict(re.findall(r" queue_id=(\w+) token=\w+ peer=\S+ answer=\S+ .*?submitted=(\w+)", log))
         self._mails: dict[str, list[tuple[str, Mail]]] = {}
         for name, hop in link.hops.items():
@@ -201,6 +224,10 @@ class Live:
     def delivered(self, queue_id: str) -> list[tuple[str, Mail]]:
         """Next hop and mail, of what left under this queue id."""
         return self._mails.get(queue_id, [])
+
+    def split(self, queue_id: str) -> list[tuple[str, Mail]]:
+        """The same, of the mails that were made of it for further sides."""
+        return [found for sent in self._split.get(queue_id, ()) for found in self.delivered(sent)]
 
     def answers(self, queue_id: str) -> list[tuple[str, Mail]]:
         """The RES to the message of this queue id."""
@@ -310,14 +337,20 @@ def test_explain_and_the_live_gateway_agree(live: Live, name: str) -> None:
 
     # The message: to whom, from whom, with which headers, and to nobody else.
     expected = {(r["next_hop"], r["becomes"]) for r in said["rcpt"] if r["becomes"] and said["action"] == "accept"}
-    got = {(live.link.hops[hop].hop, to): mail for hop, mail in live.delivered(queue_id) for to in mail.rcpt}
+    mails = live.delivered(queue_id) + live.split(queue_id)
+    got = {(live.link.hops[hop].hop, to): mail for hop, mail in mails for to in mail.rcpt}
     assert got.keys() == expected
-    for mail in got.values():
-        assert nameless(mail.mail_from) == nameless(said["mail_from"])
-        wanted = edited(headers_of(case.message), said["edits"])
-        made = any(edit[:2] == ["add", "Date"] for edit in said["edits"])
+    assert len(mails) == (len(said["sides"]) or len({hop for hop, _ in expected}))
+    for (_, to), mail in got.items():
+        side = next((side for side in said["sides"] if to in side["rcpt"]), said)
+        assert nameless(mail.mail_from) == nameless(side["mail_from"])
+        wanted = edited(headers_of(case.message), side["edits"])
+        made = any(edit[:2] == ["add", "Date"] for edit in side["edits"])
         show = timeless if made else lambda headers: [(n, nameless(v.decode("latin-1"))) for n, v in headers]
         assert show(below_received(mail)) == show(wanted)
+    if said["sides"] and all(code[0] == 250 for code in dialogue.rcpt):
+        assert said["splits"] == [side["peer"] for side in said["sides"]][1:]
+        assert (said["mail_from"], said["edits"]) == (said["sides"][0]["mail_from"], said["sides"][0]["edits"])
 
 
 def test_every_outcome_came_up(live: Live) -> None:
@@ -332,6 +365,8 @@ def test_every_outcome_came_up(live: Live) -> None:
     reasons = {foretold(live, case)["reason"] for case in REPORTS.values()}
     assert "the originator did not ask for this report" in reasons
     assert len(live.link.north.mails) > 100
+    split = [said for name, case in CASES.items() if name.endswith("-to-three") for said in (foretold(live, case),)]
+    assert sum(len(said["splits"]) == 2 for said in split) > 30
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("01-", "10-", "24-"))] + ["all-refused"])
