@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -167,6 +167,9 @@ class Mail:
     stands: dict[str, str | None] = field(default_factory=dict)
     """Of what went to a peer: the status of each recipient."""
     bounces: set[tuple[str, str]] = field(default_factory=set)
+    carrier: Mail | None = None
+    """The first side's mail, of which this further side's is made; it is committed when it was submitted."""
+    sent: int = 0
 
     @property
     def bare(self) -> tuple[str, str]:
@@ -273,8 +276,8 @@ class Life(RuleBasedStateMachine):
         assert verdict.reason is None or not verdict.reason.startswith("fault"), verdict.reason
         return verdict
 
-    def accept(self, verdict: Verdict, mail: Mail, lines: Headers) -> None:
-        """The milter said yes: Postfix has to keep it, or not."""
+    def accept(self, verdict: Verdict, mail: Mail, lines: Headers, *splits: Mail) -> None:
+        """The milter said yes: Postfix has to keep it, with what further sides get, or not."""
         assert verdict.action is Action.ACCEPT, verdict
         assert verdict.reply.positive
         added = [address for address, _ in verdict.added]
@@ -282,7 +285,11 @@ class Life(RuleBasedStateMachine):
         mail.becomes = tuple(address for address in added if not address.endswith("@responder.mm4.invalid"))
         mail.mail_from = mail.mail_from if verdict.mail_from is None else verdict.mail_from
         mail.lines = applied(lines, verdict.edits)
-        self.mails.append(mail)
+        self.mails += [mail, *splits]
+        assert [a for a in added if ".split@" in a] == [f"{split.token}.split@responder.mm4.invalid" for split in splits]
+        for split, part in zip(splits, verdict.splits, strict=True):
+            split.carrier, split.mail_from = mail, part.mail_from
+            split.lines = applied(lines, part.edits)
         self.limbo.append(mail)
         if self.soon:
             self.commit_and_tell(-1)
@@ -292,7 +299,7 @@ class Life(RuleBasedStateMachine):
     def commit(self, index: int) -> None:
         mail = self.limbo.pop(index % len(self.limbo))
         mail.committed = True
-        self.tokens.append(mail)
+        self.tokens += [*(m for m in self.mails if m.carrier is mail), mail]
 
     @precondition(lambda self: self.limbo)
     @rule(index=indices)
@@ -324,8 +331,10 @@ class Life(RuleBasedStateMachine):
             self.serve(mails[index % len(mails)], again=True, kill=None)
 
     def serve(self, mail: Mail, again: bool, kill: str | None) -> None:
-        data = mail.data()
-        envelope = Envelope(mail.mail_from, [f"{mail.token}@responder.mm4.invalid"], len(data))
+        carrier = mail.carrier or mail
+        data = carrier.data()
+        name = f"{mail.token}.split" if mail.carrier else mail.token
+        envelope = Envelope(carrier.mail_from, [f"{name}@responder.mm4.invalid"], len(data))
         wanted = self.responder.wanted(envelope)
         killed = self.killed
         replies = self.run_or_die(self.responder.deliver(envelope, data[:wanted]), kill)
@@ -336,6 +345,7 @@ class Life(RuleBasedStateMachine):
         if replies[0].positive:
             mail.seen = True
             assert len(mail.res) >= (mail.status is not None), "its RES is out"
+            assert mail.carrier is None or mail.sent, "its mail is out"
             if not again:
                 self.tokens.remove(mail)
         else:
@@ -587,6 +597,35 @@ class Life(RuleBasedStateMachine):
         self.accept(verdict, mail, lines)
         assert sorted(mail.becomes) == sorted(peer.via(f"{n}/TYPE=PLMN") for n in numbers)
 
+    @rule(
+        names=st.permutations(sorted(PEERS)), count=st.integers(2, 3), ids=ids_, originator=st.sampled_from(OURS), content=contents,
+        to=some, ack=yes, soon=soon_,
+    )  # fmt: skip
+    def we_send_to_several(
+        self, names: list[str], count: int, ids: tuple[str, str], originator: str, content: str, to: tuple[int, ...], ack: bool, soon: bool
+    ) -> None:  # fmt: skip
+        """One message to recipients of several peers."""
+        self.soon = soon
+        peers = [PEERS[name] for name in names[:count]]
+        numbers = {peer.name: [peer.numbers[n] for n in to] for peer in peers}
+        subject, asks, size = CONTENTS[content]
+        everybody = [n for together in numbers.values() for n in together]
+        lines = forward(ids, originator, everybody, subject, asks, ack, MMSC)
+        rcpts = [f"{n}/TYPE=PLMN@mms.gw.example" for n in everybody]
+        verdict = self.say("127.0.0.1", f"{originator}/TYPE=PLMN@mms.gw.example", rcpts, lines, size)
+        mail, *splits = [
+            self.mail(
+                "local", FORWARD, ids, originator, numbers[peer.name], (content, None), None, target=peer.name,
+                waits=ack and peer.name == "south", asking=asks == "Yes", stands=dict.fromkeys(numbers[peer.name]),
+                becomes=tuple(peer.via(f"{n}/TYPE=PLMN") for n in numbers[peer.name]),
+            )
+            for peer in peers
+        ]  # fmt: skip
+        for split, part in zip(splits, verdict.splits, strict=True):
+            split.token = part.record.token
+        self.accept(verdict, mail, lines, *splits)
+        assert sorted(mail.becomes) == sorted(peers[0].via(f"{n}/TYPE=PLMN") for n in numbers[peers[0].name])
+
     @rule(kind=kinds, which=indices, guess=guesses, ids=ids_, says=st.booleans(), soon=soon_)
     def we_report(self, kind: str, which: int, guess: tuple[str, str] | None, ids: tuple[str, str], says: bool, soon: bool) -> None:
         self.soon = soon
@@ -678,12 +717,15 @@ class Life(RuleBasedStateMachine):
 
     # -- what goes out
 
-    def submitted(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None, copy: bool) -> None:
+    def submitted(self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None, copy: bool) -> None:
         """The one place where something leaves the gateway by itself: it has to be due."""
         assert envelope_id is not None
         token, _, of = envelope_id.partition(".")
         mail = next((m for m in self.mails if m.token == token), None)
-        if of == "answer":
+        if not isinstance(rcpt_to, str):
+            assert mail is not None
+            self.split_goes_out(mail, mail_from, rcpt_to, message)
+        elif of == "answer":
             assert mail is not None
             self.res_goes_out(mail, rcpt_to, message)
         elif copy:
@@ -710,6 +752,15 @@ class Life(RuleBasedStateMachine):
         if held is not mail:
             held.res.append(mail.status)
             assert len(held.res) <= 1 + self.killed or held.token in self.undecided, "one RES, and no other that contradicts it"
+
+    def split_goes_out(self, mail: Mail, mail_from: str, rcpt_to: Sequence[str], message: bytes) -> None:
+        assert mail.carrier is not None
+        assert mail.carrier.committed, "nothing goes out of what Postfix did not keep"
+        assert (mail_from, sorted(rcpt_to)) == (mail.mail_from, sorted(mail.becomes))
+        assert message == mail.data().partition(b"id " + mail.queue_id.encode() + b"\r\n")[2], "to the byte"
+        mail.committed = True
+        mail.sent += 1
+        assert mail.sent <= 1 + mail.killed, "twice only after a kill"
 
     def copy_goes_out(self, mail: Mail, rcpt_to: str, message: bytes) -> None:
         peer = PEERS[mail.target]
@@ -781,6 +832,7 @@ class Life(RuleBasedStateMachine):
             self.serve(mail, again=False, kill=None)
         assert self.tokens == []
         for mail in self.mails:
+            assert mail.carrier is None or mail.committed == mail.carrier.committed, "each side gets its own"
             if mail.committed:
                 assert mail.seen
                 assert mail.status is None or mail.res, "a RES for each REQ that was answered 250"
@@ -802,7 +854,9 @@ class Submitter:
     def __init__(self, life: Life, copies: bool) -> None:
         self.life, self.copies, self.number = life, copies, 0
 
-    async def submit(self, mail_from: str, rcpt_to: str, message: bytes, envelope_id: str | None = None, notify: str | None = None) -> str:
+    async def submit(
+        self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None, notify: str | None = None
+    ) -> str:
         if self.life.failing:
             raise SubmissionError("451 later")
         if self.life.kill == "before":

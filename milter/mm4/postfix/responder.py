@@ -292,7 +292,8 @@ class Responder:
             return
         name = split_name(message.token)
         submitted = self._submitted.get(name)
-        left = {t.recipient for t in message.transactions if t.state is State.RECORDED}
+        # Whatever else is known of one, a RES under the same ids for example: it has not been sent.
+        left = {t.recipient for t in message.transactions if t.state is not State.DUPLICATE}
         addresses = tuple(dict.fromkeys(address for key, address in split.recipients if key in left))
         if submitted is None and addresses:
             content = rewritten(as_received(data), (Edit(*edit) for edit in split.edits))
