@@ -307,6 +307,22 @@ def test_explain_says_what_the_gateway_would_do(mm4: Mm4, config: str, tmp_path:
     assert not (tmp_path / "mm4.db").exists(), "nothing is kept"
 
 
+def test_explain_says_what_each_of_several_sides_gets(mm4: Mm4, config: str) -> None:
+    more = ("--rcpt", "+447700900101@mms.gw.example", "--rcpt", "+447700900201@mms.gw.example")
+    done = explained(mm4, config, *more, client="127.0.0.1")
+    found = done.json
+    assert (done.code, found["action"], found["splits"]) == (0, "accept", ["north", "tyntec"])
+    assert [r["peer"] for r in found["rcpt"]] == [side["peer"] for side in found["sides"]] == ["local", "north", "tyntec"]
+    assert [[r["becomes"]] for r in found["rcpt"]] == [side["rcpt"] for side in found["sides"]]
+    assert found["edits"] == found["sides"][0]["edits"]
+    assert ["add", "X-Mms-MM1-Message-Type", 0, "MM4_Forward.REQ"] in found["sides"][2]["edits"]
+    people = mm4(
+        "explain", GOOD, "--config", config, "--client", "127.0.0.1", "--mail-from", "", "--rcpt", "+447700900101", *more[2:],
+    )  # fmt: skip
+    assert "envelope sender to north: " in people.out
+    assert people.out.index("envelope sender to tyntec: ") < people.out.index("  add X-Mms-MM1-Message-Type: MM4_Forward.REQ")
+
+
 @pytest.mark.parametrize(
     ("client", "more", "file", "action", "smtp"),
     [
