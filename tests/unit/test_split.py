@@ -230,8 +230,8 @@ def test_a_duplicate_goes_to_the_sides_that_have_it_not(repeated: tuple[str, ...
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/mm4.db") as opened:
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
         yield opened
 
 
