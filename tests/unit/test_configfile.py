@@ -111,7 +111,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("198.51.100.1/32", "127.0.0.1", 15, "peers.south.networks[0]", "127.0.0.1/32 stands at local.clients too"),
     ("198.51.100.1/32", "198.51.100.1/24", 15, "peers.south.networks[0]", "'198.51.100.1/24' is no network: 198.51.100.1/24 has host bits set; for example 192.0.2.10/32"),
     ("198.51.100.1/32", "mms.south.example", 15, "peers.south.networks[0]", "is no network"),
-    ("[198.51.100.1/32]", "[]", 15, "peers.south.networks", "needs at least one entry"),
+    ("[198.51.100.1/32]", "[]", 15, "peers.south.networks", "a peer has to be known by something: networks, certificates or logins"),
     # domains
     ("@mmsc.gw.example", "@mms.gw.example", 6, "local.deliver_to", "deliver_to lies in domain (mms.gw.example): bounces come home by that domain; use any other domain"),
     ("[mms.south.example]", "[mms.gw.example]", 14, "peers.south.domains[0]", "mms.gw.example is our own domain (local.domain)"),

@@ -9,6 +9,7 @@ import pytest
 
 import mm4.postfix.session as session_module
 from fake import CONFIG, NOW, QUEUE_ID, TOKEN, Gateway, Headers, Seen, req
+from mm4.gateway.edits import Edit
 from mm4.gateway.names import strip_via
 from mm4.gateway.outcomes import REPLIES
 from mm4.gateway.verdict import Action, Verdict
@@ -514,8 +515,15 @@ def test_a_bounce_is_let_through_as_it_is(sender: str, rcpt: str) -> None:
     for client in ("north", "local"):
         verdict = bounce(client, sender, rcpt)
         assert (verdict.action, verdict.reason) == (Action.ACCEPT, "bounce")
-        assert (verdict.deleted, verdict.added, verdict.edits) == ((), (), ())
+        assert (verdict.deleted, verdict.added) == ((), ())
         assert (verdict.record, verdict.mail_from) == (None, None)
+        assert verdict.edits == (Edit("add", "X-Mm4-Side", value=f"{client} {QUEUE_ID}"),)
+
+
+def test_nobody_else_says_whose_a_bounce_is() -> None:
+    forged = ("X-MM4-side", b"tyntec 4XyZ1BCDz9")
+    seen = Gateway().peer("north").mail("<>").rcpt(HOME).headers([forged, *REPORT, forged, forged]).end()
+    assert [value for name, value in seen.edited() if name.lower() == "x-mm4-side"] == [f"north {QUEUE_ID}".encode()]
 
 
 def test_what_only_looks_like_a_bounce_is_judged_as_any_mail() -> None:

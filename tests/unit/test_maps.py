@@ -48,11 +48,14 @@ def test_every_table_says_who_writes_it() -> None:
 
 
 def test_there_is_a_table_for_every_name_in_main_cf_and_master_cf() -> None:
+    certificate = {"subject": "mm4.p3.example", "fingerprint": "AB" * 32}
+    tls = {"tls": {"certificate": "/etc/mm4/gw.pem", "ca": "/etc/mm4/ca.pem"}}
+    pinned = config(peers={"p1": peer(1), "p3": peer(3, certificates=[certificate])}, service=tls)
     named = set()
     for wiring in ("gateway", "service"):
-        text = "\n".join([*maps.main_lines(config(), wiring), *maps.master_lines(config(), wiring)])
+        text = "\n".join([*maps.main_lines(pinned, wiring), *maps.master_lines(pinned, wiring)])
         named |= set(re.findall(r"(?:texthash|regexp|cidr):/etc/postfix/mm4/(\w+)", text))
-    assert named == set(maps.tables(config()))
+    assert named == set(maps.tables(pinned))
 
 
 def test_one_transport_row_a_next_hop() -> None:

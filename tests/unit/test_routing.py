@@ -8,6 +8,7 @@ from fake import CONFIG, TOKEN, Gateway, Seen
 from mm4.gateway.config import Config
 from mm4.gateway.configfile import parse_config
 from mm4.gateway.envelope import bare, size_of
+from mm4.gateway.identity import Client
 from mm4.gateway.names import is_private, strip_via, via
 from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Destination
@@ -55,7 +56,7 @@ def goes(number: str, router: Router = ROUTER) -> Destination | None:
     ],
 )
 def test_the_most_specific_network_names_the_client(client: str, side: str | None) -> None:
-    found = ROUTER.side(client)
+    found = ROUTER.side(Client(client))
     assert (found.name if found else None) == side
 
 
@@ -65,7 +66,7 @@ def test_the_order_in_the_file_does_not_matter(first: str) -> None:
     peers = dict(swapped.peers)
     ordered = {first: peers.pop(first), **peers}
     router = Router(swapped.model_copy(update={"peers": ordered}))
-    assert [side.name if (side := router.side(f"192.0.2.{i}")) else None for i in (9, 10, 11, 12)] == [
+    assert [side.name if (side := router.side(Client(f"192.0.2.{i}"))) else None for i in (9, 10, 11, 12)] == [
         "north", "tyntec", "north", "north",
     ]  # fmt: skip
 
@@ -379,7 +380,7 @@ def two(client: str) -> Seen:
 
 def test_each_identity_has_its_clients_its_region_and_its_numbers() -> None:
     router = Router(parse_config(TWO, "mm4.yaml"))
-    one, other = router.side("10.0.1.1"), router.side("10.0.2.1")
+    one, other = router.side(Client("10.0.1.1")), router.side(Client("10.0.2.1"))
     assert one is not None
     assert other is not None
     assert (one.local.domain, other.local.domain) == ("mms.one.example", "mms.two.example")

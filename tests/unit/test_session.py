@@ -327,5 +327,5 @@ def test_a_sender_outside_the_peers_domains_is_logged_where_it_is_let_pass() -> 
         Gateway().peer("north").mail("<x@elsewhere.example>").rcpt().headers(req()).end()
         message(Gateway().peer("north"))
     assert len(lines) == 2
-    assert " identity=outside " in lines[0]
+    assert " identity=outside:MAIL-FROM " in lines[0]
     assert "identity" not in lines[1]

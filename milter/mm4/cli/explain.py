@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..gateway.credentials import fingerprint_of
 from ..gateway.edits import Edit
 from ..gateway.names import strip_via
 from ..gateway.routing import Router
@@ -20,7 +22,7 @@ from ..protocol.errors import Reply, StoreError, UsageError
 from .lint import read_bytes
 from .options import config_option, echo_json, json_option, store_of
 
-__all__ = ["explain", "explanation"]
+__all__ = ["Shown", "explain", "explanation"]
 
 
 @click.command()
@@ -32,11 +34,17 @@ __all__ = ["explain", "explanation"]
     "--rcpt", "rcpts", required=True, multiple=True, metavar="ADDRESS", help="Envelope recipient; again for more"
 )
 @click.option("--size", type=int, metavar="BYTES", help="What the client says with SIZE= at MAIL.")
+@click.option("--sasl", "login", metavar="NAME", help="SASL login of the client.")
+@click.option(
+    "--tls-subject", "subject", metavar="CN",
+    help="CN of its TLS certificate, where service.tls.ca vouches for that.",
+)
+@click.option("--tls-fingerprint", "fingerprint", metavar="SHA256", help="Fingerprint of its TLS certificate.")
 @click.option("--store", "store_file", metavar="FILE", help="Look earlier messages up in this store, read only.")
 @json_option
 def explain(
     file: str, config_file: str, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None,
-    store_file: str | None, as_json: bool,
+    login: str | None, subject: str | None, fingerprint: str | None, store_file: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Say what the gateway would do with the message in FILE (- is standard input).
 
@@ -46,7 +54,9 @@ def explain(
     config, _ = read_config(config_file)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_opened(store_file)) if store_file else None
-        result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store)
+        shown = _fingerprint(fingerprint) if fingerprint else None
+        known = Shown(login, subject, shown)
+        result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store, known)
     if as_json:
         echo_json(result)
     else:
@@ -62,13 +72,30 @@ def _opened(name: str) -> Any:
         raise UsageError(f"--store: {error}") from None
 
 
+def _fingerprint(text: str) -> str:
+    try:
+        return fingerprint_of(text)
+    except ValueError as error:
+        raise UsageError(f"--tls-fingerprint: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a client showed of itself beside its address."""
+
+    login: str | None = None
+    subject: str | None = None
+    fingerprint: str | None = None
+
+
 def explanation(
     router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None,
-    history: History | None = None,
+    history: History | None = None, shown: Shown = Shown(),
 ) -> dict[str, Any]:  # fmt: skip
     """The object that `mm4 explain --json` prints; `history` answers for earlier messages."""
     session = Session(Runtime(router, history=history, quiet=True))
     session.connect(client)
+    session.identify(shown.subject, shown.login, shown.fingerprint)
     reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())
     side = session.side
     result: dict[str, Any] = {

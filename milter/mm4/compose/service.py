@@ -7,10 +7,12 @@ import ipaddress
 import re
 import secrets
 import smtplib
+import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..gateway.config import Config
+from ..gateway.identity import Client
 from ..gateway.localside import Local
 from ..gateway.outcomes import STRANGER, TOO_MANY_SIDES
 from ..gateway.routing import Router
@@ -60,6 +62,8 @@ class Service:
     domain: str
     region: str | None = None
     source: str | None = None
+    encrypted: bool = False
+    """Whether the service takes nothing in clear (`service.tls.level`)."""
 
     @classmethod
     def of(cls, config: Config, local: Local | None = None) -> Service:
@@ -69,7 +73,8 @@ class Service:
         host = listen.host
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
-        return cls(host, listen.port, home.domain, home.region, _source(config, home, host))
+        encrypted = config.service.tls is not None and config.service.tls.level == "encrypt"
+        return cls(host, listen.port, home.domain, home.region, _source(config, home, host), encrypted)
 
     def submit(self, message: bytes, sender: str, recipients: Iterable[str]) -> dict[str, str]:
         """Hand a message over; gives the replies to the recipients that were refused, by the address given.
@@ -114,6 +119,9 @@ class Service:
         try:
             with self._told("broke off"):
                 _expect(smtp.ehlo(_literal(smtp)), "EHLO")
+                if self.encrypted:
+                    _expect(smtp.starttls(context=_own_service()), "STARTTLS")
+                    _expect(smtp.ehlo(_literal(smtp)), "EHLO")
             yield smtp
         finally:
             # Whatever it says now changes nothing.
@@ -162,6 +170,14 @@ _AGAIN = f"{TOO_MANY_SIDES.code} {TOO_MANY_SIDES.enhanced} "
 """Both the gateway and Postfix say so of a recipient that has to come in another transaction (RFC 5321 4.5.3.1.10)."""
 
 
+def _own_service() -> ssl.SSLContext:
+    """TLS to the gateway on this host: its certificate is for peers, by whatever name they know it."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def _literal(smtp: smtplib.SMTP) -> str:
     """Our own address as EHLO names it, which passes where a host name would be looked up."""
     own = smtp.sock.getsockname()[0] if smtp.sock else "127.0.0.1"
@@ -183,7 +199,7 @@ def _source(config: Config, local: Local, host: str) -> str | None:
     """The address to connect from: to a service on loopback, one that is in the identity's clients."""
     if not ipaddress.ip_address(host).is_loopback:
         return None
-    side = Router(config).side(host)
+    side = Router(config).side(Client(host))
     if side is not None and side.peer is None and side.faces(local):
         return None
     for network in local.clients:

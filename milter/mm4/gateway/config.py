@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ..protocol.retry import Retry
-from .entries import Duration, IPNetwork, StoreUrl, domain_of
+from .entries import Duration, StoreUrl, domain_of
 from .host import Cdr, Folders, Service, Spool
+from .identity import clashes, unarmed
 from .localside import Local
 from .names import PEER_NAME
 from .peer import Peer
@@ -58,7 +59,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
-        problems = [*_peer_names(self.peers), *_routes(self), *_overlaps(self), *_domains(self), *_identities(self)]
+        problems = [*_peer_names(self.peers), *_routes(self), *_clients(self), *_domains(self), *_identities(self)]
         if problems:
             # One ValueError a place would stop at the first; configfile splits these lines again.
             raise ValueError("\x00".join(problems))
@@ -108,22 +109,20 @@ def _routes(config: Config) -> list[str]:
     ]
 
 
-def _overlaps(config: Config) -> list[str]:
-    problems = []
-    seen: dict[IPNetwork, tuple[str | int, ...]] = {}
-    owners: list[tuple[tuple[str | int, ...], list[IPNetwork]]] = [
-        (("local", i, "clients"), local.clients) for i, local in enumerate(config.local)
+def _clients(config: Config) -> list[str]:
+    tls = config.service.tls
+    problems = [*clashes(config.local, config.peers)]
+    problems += unarmed(
+        config.peers, tls=tls is not None, ca=tls is not None and tls.ca is not None, sasl=bool(config.service.sasl)
+    )
+    ours = [prefix for local in config.local for prefix in local.numbers]
+    problems += [
+        place("peers", name, "own_numbers", i) + f"{number} is none of ours (local.numbers: {', '.join(ours)}): this "
+        "peer may send from it as it is"
+        for name, peer in config.peers.items()
+        for i, number in enumerate(peer.own_numbers)
+        if not any(number.startswith(prefix) or prefix.startswith(number) for prefix in ours)
     ]
-    owners += [(("peers", name, "networks"), peer.networks) for name, peer in config.peers.items()]
-    for path, networks in owners:
-        for i, network in enumerate(networks):
-            if network in seen and not (path[0] == "local" and seen[network][0] == "local"):
-                there = ".".join(str(part) for part in seen[network] if isinstance(part, str))
-                problems.append(
-                    place(*path, i) + f"{network} stands at {there} too: a client address must name one side; "
-                    "give the two different networks"
-                )
-            seen.setdefault(network, path)
     return problems
 
 

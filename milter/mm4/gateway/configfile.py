@@ -118,7 +118,13 @@ def _absolute(config: Config, base: PurePath) -> Config:
     cdr = config.cdr
     if cdr is not None and cdr.folder is not None:
         cdr = cdr.model_copy(update={"folder": str(base / cdr.folder)})
-    return config.model_copy(update={"folders": folders, "store": store, "peers": peers, "cdr": cdr})
+    service = config.service
+    if service.tls is not None:
+        files = {key: str(base / value) for key in ("certificate", "key", "ca") if (value := getattr(service.tls, key))}
+        service = service.model_copy(update={"tls": service.tls.model_copy(update=files)})
+    return config.model_copy(
+        update={"folders": folders, "store": store, "peers": peers, "cdr": cdr, "service": service}
+    )
 
 
 def _absolute_peer(peer: Peer, base: PurePath) -> Peer:

@@ -21,10 +21,11 @@ from ..protocol.reader import read
 from ..protocol.transaction import Answer, Direction, Message, State, Transaction
 from .answers import answer_address, compose_answer, mmsc_address
 from .duplicates import digest
-from .edits import MAX_CHANGED, in_order
+from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .identities import acting, concerns, impostor, towards
-from .names import strip_via
+from .names import SIDE_HEADER, strip_via
+from .originator import outside, own_number
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES, WRONG_ORIGINATOR
 from .received import answer_received
 from .reports import REPORTS, addressees, original_of, outward_values
@@ -87,7 +88,7 @@ class _Decision:
 
     def verdict(self) -> Verdict:
         if self._is_bounce():
-            return Verdict(Action.ACCEPT, ACCEPTED, self.direction, reason="bounce")
+            return Verdict(Action.ACCEPT, ACCEPTED, self.direction, reason="bounce", edits=self._whose())
         pdu = self.pdu
         if not pdu.mm4:
             return self._refuse(REPLIES[CORRUPT], CORRUPT, "no MM4 header stands in this message")
@@ -118,6 +119,13 @@ class _Decision:
             r.raw.strip("<>").rpartition("@")[2].lower() in self.router.own_domains for r in self.mail.recipients
         )
 
+    def _whose(self) -> tuple[Edit, ...]:
+        """What tells the responder who brought a bounce: an address alone need not tell. Others' lines of it go."""
+        forged = sum(header.name.lower() == SIDE_HEADER.lower() for header in self.mail.headers)
+        value = f"{self.side.name} {self.mail.queue_id}"
+        removed = (Edit("delete", SIDE_HEADER, number) for number in range(forged, 0, -1))
+        return (*removed, Edit("add", SIDE_HEADER, value=value))
+
     def _finding(self) -> tuple[str, str] | None:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
         pdu = self.pdu
@@ -132,6 +140,13 @@ class _Decision:
             return NOT_FOUND, f"no message {pdu.get('message_id')!r} {way} {pdu.raw('sender')}"
         if self._circles():
             return DENIED, "the message runs in circles"
+        if self.side.peer is not None:
+            named = own_number(self.side.peer, pdu, self.mail.mail_from, self.router.serves)
+            if named is not None:
+                return DENIED, named
+            away = outside(self.side.peer, pdu, "") if self.side.peer.identity == "strict" else ()
+            if away:
+                return DENIED, f"{away[0]} lies outside the domains of this peer"
         for place in pdu.found.get("ack_request", ()):
             if len(place.raw) >= MAX_CHANGED:
                 return CORRUPT, f"{place.name} is too long to be changed"

@@ -13,6 +13,7 @@ from ..protocol.errors import Reply
 from .entries import domain_of
 from .identities import speaking
 from .names import TOKEN, is_private
+from .originator import outside
 from .outcomes import (
     ALONE,
     LIMITS,
@@ -28,7 +29,7 @@ from .routing import LOCAL, Router, Side
 from .sides import side_key
 from .verdict import Destination, Recipient
 
-__all__ = ["HOME", "admit", "bare", "outside", "receive", "size_of"]
+__all__ = ["HOME", "admit", "bare", "receive", "size_of"]
 
 HOME = "home"
 """Destination of what is addressed to the gateway itself: RES to our system address, bounces; with a `number`, of what
@@ -60,14 +61,9 @@ def admit(side: Side | None, mail_from: str, size: int | None) -> Reply:
         return SENDER_OK
     if peer.max_size is not None and size is not None and size > peer.max_size:
         return TOO_LARGE
-    if peer.identity == "strict" and outside(side, mail_from):
+    if peer.identity == "strict" and outside(peer, None, mail_from):
         return WRONG_SENDER
     return SENDER_OK
-
-
-def outside(side: Side, mail_from: str) -> bool:
-    """Whether a peer's envelope sender lies outside its domains: refused or logged, as `identity` says."""
-    return side.peer is not None and bool(mail_from) and domain_of(mail_from) not in side.peer.domains
 
 
 def receive(

@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 from ..protocol.located import models
 from .config import Config
+from .credentials import Certificate, Sasl
+from .credentials import Tls as ServiceTls
 from .host import Cdr, Folders, Rotate, Service, Spool
 from .localside import Local
 from .outgoing import Login, Pace, Tls
@@ -49,6 +51,14 @@ _EXAMPLES: dict[type[BaseModel], dict[str, str]] = {
     Tls: {"level": "encrypt"},
     PrefixRoute: {"prefix": '"+"', "peer": "tyntec"},
     Service: {"listen": '"192.0.2.1:25"'},
+}
+
+
+# Sections of their own that are left out by default.
+_EXPLAINED: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
+    (Peer, "certificates"): Certificate,
+    (Service, "tls"): ServiceTls,
+    (Service, "sasl"): Sasl,
 }
 
 
@@ -91,8 +101,17 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
         yield f"{name}:"
         yield from _indented(_keys(Tls))
     else:
+        explained = _EXPLAINED.get((model, name))
+        yield from _bullets(explained) if explained else ()
         text = _WRITTEN.get(name) or _plain(info.get_default(call_default_factory=True))
         yield f"# {name}: {text}".rstrip()
+
+
+def _bullets(model: type[BaseModel]) -> Iterator[str]:
+    """The keys of a section that is left out, each with what it means."""
+    for name, info in model.model_fields.items():
+        text = f"- {name}: {info.description}"
+        yield from (f"#   {line}" for line in textwrap.wrap(text, 98, subsequent_indent="  "))
 
 
 def _nested(model: type[BaseModel]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from ..protocol.charging import Format
+from .credentials import Sasl, Tls
 from .entries import Duration, Endpoint, ListenOn, Size, Text, one_or_many
 from .section import Section
 
@@ -28,6 +29,8 @@ class Service(Section):
     )
     workers: int = Field(2, ge=1, le=64, description="Milter processes.")
     metrics: ListenOn | None = Field(None, description="Where Prometheus reads the counters. Left out: no endpoint.")
+    tls: Tls | None = Field(None, description="TLS on the MM4 line. Left out: as Postfix's main.cf says.")
+    sasl: Sasl | None = Field(None, description="SASL on the MM4 line, over TLS alone, where a peer has logins.")
     drain: Duration = Field(5, description="How long a stopping worker answers MAIL with 421 before it goes.")
 
     @field_validator("listen")

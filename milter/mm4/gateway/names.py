@@ -17,6 +17,7 @@ __all__ = [
     "PEER_NAME",
     "PRIVATE_DOMAIN",
     "RESPONDER_DOMAIN",
+    "SIDE_HEADER",
     "TOKEN",
     "answer_envelope",
     "is_private",
@@ -31,6 +32,9 @@ __all__ = [
 PRIVATE_DOMAIN = "mm4.invalid"
 RESPONDER_DOMAIN = "responder.mm4.invalid"
 MAILDIR_DOMAIN = "maildir.mm4.invalid"
+
+SIDE_HEADER = "X-Mm4-Side"
+"""On a bounce on its way to the responder: whose client brought it, and its queue id, which no client knows before."""
 
 PEER_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}\Z")
 TOKEN = re.compile(r"[0-9a-f]{32}\Z")

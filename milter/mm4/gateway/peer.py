@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from .credentials import Certificate, LoginName
 from .entries import (
     Domain,
     Duration,
     NetworkName,
     NextHop,
     OrOff,
+    Prefix,
     Size,
     SystemAddress,
     Text,
@@ -53,7 +55,15 @@ class Peer(Section):
     recipient_domain: Domain | None = Field(
         None, description="What we write behind a number on the way to them. Default: the first of `domains`."
     )
-    networks: list[NetworkName] = Field(min_length=1, description="Client addresses by which this peer is known.")
+    networks: list[NetworkName] = Field(
+        default_factory=list,
+        description="Client addresses by which this peer is known; may be left out where it has certificates or "
+        "logins. Of what an entry names, everything has to hold.",
+    )
+    certificates: list[Certificate] = Field(
+        default_factory=list, description="TLS client certificates by which this peer is known: {subject, fingerprint}."
+    )
+    logins: list[LoginName] = Field(default_factory=list, description="SASL logins by which this peer is known.")
     next_hop: NextHop = Field(description="Where Postfix sends mail for this peer, as in its transport table.")
     tls: Tls = Field(
         default_factory=Tls,
@@ -86,7 +96,14 @@ class Peer(Section):
         "always 5xx, or deliver it and log.",
     )
     identity: Literal["strict", "log"] = Field(
-        "log", description="Whether an envelope sender outside `domains` is refused (strict) or let pass."
+        "log",
+        description="Whether From, Sender, MAIL FROM or X-Mms-Originator-System outside `domains` is refused (strict) "
+        "or let pass and logged, as for a hub whose senders are of many operators.",
+    )
+    own_numbers: list[Prefix] = Field(
+        default_factory=list,
+        description="Numbers in `local.numbers`, or their beginnings, that this peer may send from: ported out, or "
+        'roaming there. Any other of ours is refused as its sender; "+" allows all.',
     )
     transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
     delivery_report: Annotated[Literal["on_delivery", "on_report", "off"], OrOff] = Field(
@@ -103,6 +120,10 @@ class Peer(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Peer:
+        if not (self.networks or self.certificates or self.logins):
+            raise ValueError(
+                place("networks") + "a peer has to be known by something: networks, certificates or logins"
+            )
         if self.system_address and domain_of(self.system_address) not in self.domains:
             raise ValueError(
                 place("system_address") + f"system_address has to lie in one of domains ({', '.join(self.domains)})"

@@ -1,12 +1,11 @@
 """Who a client is and where a number goes: the configuration's tables, compiled once.
 
-The most specific network names the client. Served numbers are asked before routes, whoever sends; of
+`identity` says whose a client is. Served numbers are asked before routes, whoever sends; of
 the routes the first that fits wins.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from ..protocol.dialect import Dialect, builtin, is_file
 from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import InternalError
 from .config import Config
-from .entries import IPNetwork
+from .identity import Client, Entry, entries, pinned
 from .localside import Local
 from .names import MAILDIR_DOMAIN, via
 from .peer import Peer
@@ -62,16 +61,9 @@ class Router:
         # Loaded now, so that no message waits for it.
         self.dialects = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
         self._identities = {name: _identities(config, peer) for name, peer in config.peers.items()}
-        clients: dict[IPNetwork, list[Local]] = {}
-        for local in config.local:
-            for network in local.clients:
-                clients.setdefault(network, []).append(local)
-        sides = [(network, Side(LOCAL, locals_[0], None, tuple(locals_))) for network, locals_ in clients.items()]
-        for name, peer in config.peers.items():
-            side = Side(name, self._identities[name][0], peer, self._identities[name])
-            sides += [(network, side) for network in peer.networks]
-        # The first that contains the address is the most specific one.
-        self._networks = sorted(sides, key=lambda item: -item[0].prefixlen)
+        self.pinned = pinned(config.peers)
+        """Whether a client's fingerprint has to be known to tell who it is."""
+        self._entries = [(entry, self._side_of(entry)) for entry in entries(config.local, config.peers)]
         self._served = sorted(
             ((prefix, local) for local in config.local for prefix in local.numbers), key=lambda item: -len(item[0])
         )
@@ -79,15 +71,25 @@ class Router:
         self.several = len(self.own_domains) > 1
         """Whether we are more than one operator."""
 
-    def side(self, client: str) -> Side | None:
-        """The side of a client address; None for a stranger and for what is no address."""
-        try:
-            address = ipaddress.ip_address(client.lower().removeprefix("ipv6:"))
-        except ValueError:
+    def side(self, client: Client) -> Side | None:
+        """The side of a client; None for a stranger and for what has no address."""
+        ip = client.ip
+        if ip is None:
             return None
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return next((side for network, side in self._networks if address in network), None)
+        return next((side for entry, side in self._entries if entry.fits(client, ip)), None)
+
+    def named(self, name: str) -> Side | None:
+        """The side of this name, whichever of our identities it faces."""
+        peer = self.config.peers.get(name)
+        if peer is not None:
+            return Side(name, self._identities[name][0], peer, self._identities[name])
+        return Side(LOCAL, self.config.home, None, tuple(self.config.local)) if name == LOCAL else None
+
+    def _side_of(self, entry: Entry) -> Side | None:
+        if isinstance(entry.owner, str):
+            return self.named(entry.owner)
+        ours = tuple(local for local in self.config.local if entry.network in local.clients)
+        return Side(LOCAL, ours[0], None, ours)
 
     def identities(self, peer: str) -> tuple[Local, ...]:
         """The identities whose peer this is, at least one. Raises KeyError for what is no peer."""

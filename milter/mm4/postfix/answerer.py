@@ -1,7 +1,8 @@
 """The responder's process: a child of `mm4 serve` with the inherited LMTP sockets, and the timers.
 
-It serves responder.sock (tokens, bounces) and maildir.sock (local delivery without an MMSC). The sockets belong to
-the supervisor: while this process restarts, Postfix waits in their backlog instead of deferring for minutes.
+It serves responder.sock (tokens, bounces), maildir.sock (local delivery without an MMSC) and fingerprints.sock. The
+sockets belong to the supervisor: while this process restarts, Postfix waits in their backlog instead of deferring for
+minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..store.store import Store
 from .backlog import read_backlog
 from .cdr import start_cdr_writer
 from .control import say
+from .fingerprints import Fingerprints
 from .lmtp import LmtpServer
 from .logs import child_log
 from .maildir import Maildir
@@ -72,11 +74,11 @@ class _CurrentSubmitter:
         return await self.inner.submit(mail_from, rcpt_to, message, envelope_id, notify)
 
 
-def main(responder_descriptor: int, maildir_descriptor: int) -> int:
+def main(responder_descriptor: int, maildir_descriptor: int, fingerprints_descriptor: int) -> int:
     """Serve until told to drain. Returns the exit code."""
     child_log("mm4.responder")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return asyncio.run(_serve(responder_descriptor, maildir_descriptor))
+    return asyncio.run(_serve(responder_descriptor, maildir_descriptor, fingerprints_descriptor))
 
 
 async def _commands() -> asyncio.StreamReader:
@@ -85,7 +87,7 @@ async def _commands() -> asyncio.StreamReader:
     return reader
 
 
-async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
+async def _serve(responder_descriptor: int, maildir_descriptor: int, fingerprints_descriptor: int) -> int:
     commands = await _commands()
     first = await commands.readline()
     if not first:
@@ -137,6 +139,8 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
     ]
     for server in servers:
         server.start()
+    fingerprints = Fingerprints(_listener(fingerprints_descriptor))
+    await fingerprints.start()
     responder.start()
     cdr = start_cdr_writer(config, store, command["host"])
     timers.start()
@@ -158,6 +162,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int) -> int:
             break
     # In a thread: deliveries go on while a file of charging records is ended.
     ending = asyncio.create_task(asyncio.to_thread(cdr.stop)) if cdr is not None else None
+    fingerprints.stop()
     await timers.stop()
     await responder.stop()
     await asyncio.gather(*(server.drain(DRAIN_SECONDS) for server in servers))
@@ -180,7 +185,7 @@ def _listener(descriptor: int) -> socket.socket:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+        sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
     except Mm4Error as fault:
         print(logline(responder="stopped", fault=str(fault)), file=sys.stderr)
         sys.exit(fault.exit_code)

@@ -19,10 +19,11 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
+from ..gateway.identity import Client
 from ..gateway.logline import logline
-from ..gateway.names import RESPONDER_DOMAIN, split_token
+from ..gateway.names import RESPONDER_DOMAIN, SIDE_HEADER, split_token
 from ..gateway.notices import Notice, disposition_of, notice_of, notice_token
-from ..gateway.routing import LOCAL, Router
+from ..gateway.routing import LOCAL, Router, Side
 from ..protocol.address import parse_address
 from ..protocol.errors import ProtocolError
 from ..protocol.transaction import Direction, Message, Transaction
@@ -45,7 +46,8 @@ GIVEN_UP = "4.4.0"  # RFC 3463: some network or routing status, which did not pa
 _ENVELOPE_ID = re.compile(r"([0-9a-f]{32})(\.answer)?\Z")
 _STATUS = re.compile(r"\b[45]\.[0-9]{1,3}\.[0-9]{1,3}\b")
 # The top line is our own Postfix's; "from" stands in it where a client brought the mail.
-_TOP_LINE = re.compile(rb"^Received:.*", re.IGNORECASE | re.MULTILINE)
+_TOP_LINE = re.compile(rb"^Received:.*(?:\r?\n[ \t].*)*", re.IGNORECASE | re.MULTILINE)
+_SIDE = re.compile(rb"^%s: ([a-z0-9-]+) (\w+)\r?$" % SIDE_HEADER.encode(), re.MULTILINE)
 _CLIENT = re.compile(rb"from \S+ \(\S+ \[(?:IPv6:)?([0-9A-Fa-f.:]+)\]\)", re.IGNORECASE)
 
 
@@ -159,10 +161,8 @@ class Bounces:
         transaction_id = report.transaction_id
         if transaction_id is None or report.type is None:
             return None
-        top = _TOP_LINE.search(data)
-        client = _CLIENT.search(top[0]) if top else None
-        side = self._router.side(client[1].decode("ascii")) if client else None
-        if client is not None and side is None:
+        brought, side = self._whose(data)
+        if brought and side is None:
             return None
         answer = report.type.endswith(".RES")
         inward = side is not None and side.name == LOCAL
@@ -181,6 +181,22 @@ class Bounces:
             if answer and message.answer is not None and message.answer.type == report.type:
                 return _About(message, answer=True)
         return None
+
+    def _whose(self, data: bytes) -> tuple[bool, Side | None]:
+        """Whether a client brought this bounce, and which side's that was.
+
+        The milter writes it beside the queue id. What did not pass the milter is known by the client's address.
+        """
+        top = _TOP_LINE.search(data)
+        client = _CLIENT.search(top[0]) if top else None
+        if top is None or client is None:
+            return False, None
+        for name, queue_id in _SIDE.findall(data):
+            if re.search(rb"\bid " + queue_id + rb"\b", top[0]):
+                if name != LOCAL.encode():
+                    return True, self._router.named(name.decode("ascii"))
+                break  # which of our identities, its address tells
+        return True, self._router.side(Client(client[1].decode("ascii")))
 
     # --- what is noted, and who is told
 

@@ -6,7 +6,9 @@ marked as warnings do not make the check fail.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 from ..gateway.config import Config
 from ..gateway.entries import parse_next_hop
+from ..gateway.identity import pinned
 from ..gateway.names import RESPONDER_DOMAIN
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
@@ -25,6 +28,7 @@ from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError, Stor
 from ..protocol.transaction import Direction
 from ..store.store import Store
 from . import maps
+from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import Instance
 from .mailqueue import tokens_of
 from .passwords import passwords
@@ -32,7 +36,7 @@ from .paused import paused_peers
 from .serve import MILTER_SOCKET, RESPONDER_SOCKET
 from .update import files
 
-__all__ = ["Finding", "check"]
+__all__ = ["Finding", "check", "options"]
 
 _OWED_MINUTES = 15
 _MOST_OWED = 10_000
@@ -42,6 +46,8 @@ _NAMED = 5
 _LOST_FOR = timedelta(days=1)
 """How long a RES that came back is told of."""
 _SMFIC_OPTNEG = b"O"
+_IDENTITY = ("smtpd_tls_", "smtpd_sasl_", "smtpd_sender_restrictions", "smtpd_delay_reject",
+             "smtpd_relay_restrictions")  # fmt: skip
 
 # Settings that reach mail handed to sendmail, each with what it would do to an ack.
 _SENDMAIL_HAZARDS = {
@@ -229,7 +235,9 @@ def _sockets(config: Config) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding("sockets", False, f"there is no folder {folder}", f"install -d -o mm4 {folder}")
         return
-    for name, ask in ((MILTER_SOCKET, _negotiate), (RESPONDER_SOCKET, _greeting)):
+    asked = [(MILTER_SOCKET, _negotiate), (RESPONDER_SOCKET, _greeting)]
+    asked += [(FINGERPRINTS_SOCKET, _question)] if pinned(config.peers) else []
+    for name, ask in asked:
         try:
             ask(folder / name)
             yield Finding(name, True, "answers")
@@ -263,6 +271,14 @@ def _greeting(path: Path) -> None:
             raise OSError("no LMTP greeting")
 
 
+def _question(path: Path) -> None:
+    """As the milter asks, of a client that nobody is."""
+    with _connect(path) as client:
+        client.sendall(b"request=fingerprint\n\n")
+        if not client.recv(7).startswith(b"unknown"):
+            raise OSError("it knows no fingerprints")
+
+
 def _postfix(config: Config) -> Iterator[Finding]:
     instance = Instance(config.folders.postfix)
     # Without Postfix nothing below can be looked at: PostfixError, which is a matter of set-up.
@@ -271,6 +287,7 @@ def _postfix(config: Config) -> Iterator[Finding]:
     yield from _tables(config)
     yield from _outgoing(config)
     yield from _services(config, instance)
+    yield from _identities(config, instance)
     yield from _addresses(config, instance)
     if config.submit == "sendmail":
         yield from _hazards(instance)
@@ -353,6 +370,45 @@ def _services(config: Config, instance: Instance) -> Iterator[Finding]:
         found = name in services or short in services
         text = "is there" if found else "there is no such service"
         yield Finding(f"master.cf {name}", found, text, None if found else fix)
+
+
+def _identities(config: Config, instance: Instance) -> Iterator[Finding]:
+    """Without these files, and options of the MM4 line, a peer known by certificate or login would be a stranger."""
+    tls = config.service.tls
+    for key in ("certificate", "key", "ca") if tls else ():
+        path = getattr(tls, key)
+        try:
+            if path is not None:
+                Path(path).open("rb").close()
+        except OSError as error:
+            yield Finding(
+                f"service.tls.{key}", False, f"{path} cannot be read: {error.strerror}",
+                "put the PEM file there; where it is, run mm4 check as root",
+            )  # fmt: skip
+    if not any(peer.certificates or peer.logins for peer in config.peers.values()):
+        return
+    lines = iter(maps.master_lines(config, "service"))
+    ours = itertools.takewhile(lambda line: not line.startswith(str(config.service.submit)), lines)
+    wanted = {k: v for k, v in options(" ".join(ours)).items() if k.startswith(_IDENTITY)}
+    given = [options(line) for line in instance.services() for at in config.service.listen if _named(line, str(at))]
+    lacking = [f"-o {{ {k} = {v} }}" for k, v in wanted.items() if any(line.get(k) != v for line in given)]
+    if lacking:
+        yield Finding(
+            "identity", False, f"{len(lacking)} options of the MM4 line in master.cf are not as the YAML says: peers "
+            "with certificates or logins are refused, or others let in by Postfix", "write there: " + " ".join(lacking),
+        )  # fmt: skip
+    else:
+        yield Finding("identity", True, "the MM4 line asks for certificates and logins as the YAML says")
+
+
+def _named(line: str, listen: str) -> bool:
+    return line.split(" ", 1)[0] in (listen, listen.removeprefix("0.0.0.0:"))
+
+
+def options(line: str) -> dict[str, str]:
+    """The -o options in a line of master.cf."""
+    found = re.findall(r"-o\s+(?:\{\s*(\w+)\s*=\s*((?:\{[^}]*\}|[^{}])*?)\s*\}|(\w+)=(\S*))", line)
+    return {name or plain: " ".join(value.split()) or bare for name, value, plain, bare in found}
 
 
 def _addresses(config: Config, instance: Instance) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from ..gateway.config import Config
 from ..gateway.entries import Endpoint, domain_of
+from ..gateway.identity import pinned
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
 from ..gateway.outgoing import Tls
 from ..protocol.errors import ConfigError, PostfixError
@@ -89,6 +90,7 @@ def tables(config: Config, paused: Collection[str] = ()) -> dict[str, str]:
     written = {name: _HEAD + reference(f"tables/{name}") for name in CONSTANT}
     written["transport"] = _HEAD + _transport(config, paused)
     written["peers"] = _HEAD + _clients(config)
+    written["certificates"] = _HEAD + _certificates(config)
     written["keep"] = _HEAD + _keep(config)
     written["tls_policy"] = _HEAD + _tls_policy(config)
     return dict(sorted(written.items()))
@@ -162,6 +164,44 @@ def _clients(config: Config) -> str:
     owners.sort(key=lambda row: (row[0].version, -row[0].prefixlen, int(row[0].network_address)))
     rows = {str(network): owner for network, owner in owners}
     return "# Who may connect to the MM4 line; who they are is decided by the milter.\n" + _rows(rows.items())
+
+
+def _admitted(config: Config) -> str:
+    """Restrictions that hold strangers off while the milter is away; who a client is, and whether it may, it says."""
+    certificates = [c for peer in config.peers.values() for c in peer.certificates]
+    kinds = {
+        "permit_mynetworks": True,
+        "permit_tls_all_clientcerts": any(c.subject for c in certificates),
+        f"check_ccert_access texthash:{folder_of(config)}/certificates": pinned(config.peers),
+        "permit_sasl_authenticated": any(peer.logins for peer in config.peers.values()),
+        "reject": True,
+    }
+    return ", ".join(name for name, asked in kinds.items() if asked)
+
+
+def _certificates(config: Config) -> str:
+    pins = {c.fingerprint for peer in config.peers.values() for c in peer.certificates if c.fingerprint}
+    return "# SHA-256 fingerprints of client certificates; whose they are is decided by the milter.\n" + _rows(
+        (fingerprint, "OK") for fingerprint in sorted(pins)
+    )
+
+
+def _tls(config: Config) -> dict[str, str | None]:
+    """TLS and SASL of the MM4 line; None where main.cf has the word."""
+    tls, sasl = config.service.tls, config.service.sasl
+    logins = any(peer.logins for peer in config.peers.values())
+    asked = tls and any(peer.certificates for peer in config.peers.values())
+    return {
+        "TLS_LEVEL": tls.level if tls else None,
+        "TLS_CHAIN": (f"{tls.key}, {tls.certificate}" if tls.key else tls.certificate) if tls else None,
+        "TLS_CA": (tls.ca or "") if tls else None,
+        "TLS_ASK": ("yes" if asked else "no") if tls else None,
+        "ASKED": f"check_policy_service,{_socket(config, 'fingerprints')}" if pinned(config.peers) else "",
+        "DELAYED": "no" if pinned(config.peers) else "yes",
+        "SASL": "yes" if logins else "no",
+        "SASL_TYPE": sasl.type if sasl and logins else None,
+        "SASL_PATH": sasl.where if sasl and logins else None,
+    }
 
 
 def _keep(config: Config) -> str:
@@ -355,6 +395,8 @@ def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]
         "SIZE": str(math.ceil(size * _GROWTH) if size else _POSTFIX_SIZE),
         "MAX_SIZE": str(size) if size else None,
         "LOCAL_DOMAINS": ", ".join(locals_),
+        "ADMITTED": _admitted(config),
+        **_tls(config),
         "SUBMIT": str(submit),
         "SUBMIT_CLIENTS": f"[{submit.host}]/128" if ":" in submit.host else f"{submit.host}/32",
         **{name.upper(): _without(present.get(name, defaults.get(name, "")), ours[name]) for name in PRESENT},

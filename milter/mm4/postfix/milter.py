@@ -18,6 +18,7 @@ import Milter
 from ..gateway.logline import logline
 from ..gateway.verdict import Action, Verdict
 from ..protocol.errors import InternalError, Reply
+from .fingerprints import FINGERPRINTS_SOCKET, fingerprint_of_client
 from .session import Runtime, Session
 
 __all__ = ["libmilter_version", "serve"]
@@ -56,6 +57,7 @@ class Connection(Milter.Base):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.session = Session(self.runtime)
+        self.port = 0
 
     def answer(self, reply: Reply) -> int:
         """The reply as libmilter wants it. A 421 closes the session, so that the client comes back to a new process."""
@@ -66,12 +68,21 @@ class Connection(Milter.Base):  # type: ignore[misc]
 
     @_guarded
     def connect(self, hostname: str, family: int, hostaddr: Any) -> int:
+        self.port = hostaddr[1] if isinstance(hostaddr, tuple) else 0
         self.session.connect(hostaddr[0] if isinstance(hostaddr, tuple) else str(hostaddr or ""))
         return int(Milter.CONTINUE)
 
+    # Asked for by name: Postfix's own list for MAIL has no certificate, and an operator's may lack the login.
+    @Milter.symlist("{cert_subject}", "{auth_authen}", "{tls_version}")  # type: ignore[untyped-decorator]
     @Milter.decode("bytes")  # type: ignore[untyped-decorator]
     @_guarded
     def envfrom(self, path: bytes, *parameters: bytes) -> int:
+        runtime, session = self.runtime, self.session
+        fingerprint = None
+        if runtime.router.pinned and self.getsymval("{tls_version}"):
+            socket = os.path.join(runtime.router.config.folders.sockets, FINGERPRINTS_SOCKET)
+            fingerprint = fingerprint_of_client(socket, session.client, self.port)
+        session.identify(self.getsymval("{cert_subject}"), self.getsymval("{auth_authen}"), fingerprint)
         return self.answer(self.session.mail(_text(path), [_text(p) for p in parameters]))
 
     @Milter.decode("bytes")  # type: ignore[untyped-decorator]

@@ -146,7 +146,7 @@ class Sandbox:
         data = self.queue / "data"
         data.mkdir(mode=0o700, exist_ok=True)
         os.chown(data, account.pw_uid, account.pw_gid)
-        for name in ("milter", "responder", "maildir"):
+        for name in ("milter", "responder", "maildir", "fingerprints"):
             (self.sockets / f"{name}.sock").unlink(missing_ok=True)
         maps.write(config, maps.folder_of(config))
         version4 = self.source and ipaddress.ip_address(self.source).version == 4
@@ -231,6 +231,8 @@ class Sandbox:
         service.setdefault("submit", f"127.0.0.1:{_free_port()}")
         # Postfix stops first: nobody is left who would have to be answered 421.
         service.setdefault("drain", "0s")
+        if given.service.tls is not None:
+            service["tls"] = given.service.tls.model_dump(exclude_none=True)
         raw["service"] = service
         raw["folders"] = {
             "state": str(self.state),

@@ -26,6 +26,7 @@ from ..gateway.configfile import place
 from ..gateway.logline import logline
 from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError, StoreError
 from ..store.store import Store
+from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import tool
 from .logs import set_up
 from .notify import notify
@@ -83,7 +84,8 @@ def _listen(folder: Path, name: str, where: str) -> socket.socket:
     try:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
-        # Postfix connects as its own user; tokens are unguessable and the milter refuses strangers by address.
+        # Postfix connects as its own user; tokens are unguessable, the milter refuses strangers by address, and of
+        # fingerprints only Postfix may tell.
         path.chmod(0o666)
     except OSError as error:
         listener.close()
@@ -193,15 +195,15 @@ class _Supervisor:
             if config.store.startswith("sqlite:") and not database.parent.is_dir():
                 raise ConfigError(f"{where}: {error}") from None
             raise StoreError(f"{where}: {error}") from None  # may pass: a full disk, a lock
-        listeners = {name: _listen(sockets, name, here) for name in (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET)}
+        names = (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET, FINGERPRINTS_SOCKET)
+        listeners = {name: _listen(sockets, name, here) for name in names}
         self._expose(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
-        responder = _Child(
-            self, "responder", "mm4.postfix.answerer", [listeners[RESPONDER_SOCKET], listeners[MAILDIR_SOCKET]]
-        )
+        answering = [listeners[name] for name in names if name != MILTER_SOCKET]
+        responder = _Child(self, "responder", "mm4.postfix.answerer", answering)
         workers = [
             _Child(self, f"worker-{i + 1}", "mm4.postfix.worker", [listeners[MILTER_SOCKET]])
             for i in range(config.service.workers)

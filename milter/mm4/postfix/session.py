@@ -20,8 +20,10 @@ from typing import Protocol, TypeVar
 
 from ..gateway.decide import decide, read_mail
 from ..gateway.duplicates import settled
-from ..gateway.envelope import admit, bare, outside, receive, size_of
+from ..gateway.envelope import admit, bare, receive, size_of
+from ..gateway.identity import Client
 from ..gateway.logline import logline
+from ..gateway.originator import outside
 from ..gateway.outcomes import DRAINING
 from ..gateway.reports import question_of
 from ..gateway.routing import LOCAL, Router, Side
@@ -134,6 +136,9 @@ class Session:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.client = ""
+        self.subject: str | None = None
+        self.login: str | None = None
+        self.fingerprint: str | None = None
         self.connected = False
         self.open = False
         self._reset(runtime.router)
@@ -158,13 +163,19 @@ class Session:
         self.connected = True
         self.runtime.count(connections=1)
 
+    def identify(self, subject: str | None, login: str | None, fingerprint: str | None = None) -> None:
+        """What else Postfix says of the client, before MAIL: the CN of a certificate that it trusts, a SASL login, and
+        the SHA-256 fingerprint of any certificate, where a peer is known by one.
+        """
+        self.subject, self.login, self.fingerprint = subject or None, login or None, fingerprint or None
+
     def mail(self, path: str, parameters: Sequence[str] = ()) -> Reply:
         """MAIL: a new message begins, with the configuration of this moment."""
         self.end()
         self._reset(self.runtime.router)
         if self.runtime.draining:
             return DRAINING
-        self.side = self.router.side(self.client)
+        self.side = self.router.side(Client(self.client, self.subject, self.login, self.fingerprint))
         self.mail_from = bare(path)
         self.size = size_of(parameters)
         reply = admit(self.side, self.mail_from, self.size)
@@ -306,7 +317,12 @@ class Session:
         self.runtime.observer.refused(where, peer, reply)
         if not self.runtime.quiet:
             queue_id = self.queue_id or None
-            log.info(logline(queue_id=queue_id, client=self.client, peer=peer, refused=where, **fields, reply=reply))
+            log.info(
+                logline(
+                    queue_id=queue_id, client=self.client, certificate=self.subject or self.fingerprint,
+                    login=self.login, peer=peer, refused=where, **fields, reply=reply,
+                )
+            )  # fmt: skip
 
     def _log(self, verdict: Verdict, seconds: float) -> None:
         peer = self.side.name if self.side else "stranger"
@@ -314,6 +330,7 @@ class Session:
         if self.runtime.quiet:
             return
         pdu = verdict.pdu
+        away = outside(self.side.peer, pdu, self.mail_from) if self.side and self.side.peer else ()
         sides = [verdict.record, *(part.record for part in verdict.splits)] if verdict.record else []
         to = ",".join(r.peer if r.direction is Direction.OUT else LOCAL for r in sides) or None
         level = logging.WARNING if verdict.action in (Action.TEMPFAIL, Action.REJECT) else logging.INFO
@@ -330,7 +347,7 @@ class Session:
                 message_id=pdu.get("message_id") if pdu else None,
                 report=(pdu.get("mm_status") or pdu.get("read_status")) if pdu and pdu.is_request else None,
                 recipients=len(self.recipients),
-                identity="outside" if self.side and outside(self.side, self.mail_from) else None,
+                identity=f"outside:{','.join(away).replace(' ', '-')}" if away else None,
                 verdict=verdict.action,
                 status=verdict.status,
                 reply=None if verdict.reply.positive else verdict.reply,
