@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from ..gateway.edits import Edit
+from ..gateway.matching import Lookups, NoLookups
 from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
+from ..postfix.lookups import RouteLookups
 from ..postfix.seen import seen
 from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
@@ -46,7 +48,8 @@ def explain(
     config, _ = read_config(config_file)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_opened(store_file)) if store_file else None
-        result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store)
+        message, lookups = read_bytes(file), RouteLookups(config)
+        result = explanation(Router(config), message, client, mail_from, rcpts, size, store, lookups)
     if as_json:
         echo_json(result)
     else:
@@ -64,10 +67,10 @@ def _opened(name: str) -> Any:
 
 def explanation(
     router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None,
-    history: History | None = None,
+    history: History | None = None, lookups: Lookups | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The object that `mm4 explain --json` prints; `history` answers for earlier messages."""
-    session = Session(Runtime(router, history=history, quiet=True))
+    """The object that `mm4 explain --json` prints; `history` tells of earlier messages, `lookups` what routes ask."""
+    session = Session(Runtime(router, history=history, lookups=lookups or NoLookups(), quiet=True))
     session.connect(client)
     reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())
     side = session.side

@@ -18,6 +18,7 @@ from ..protocol.errors import ConfigError, DialectError
 from ..protocol.located import Document, Path, dotted, explain
 from .config import Config
 from .peer import Peer
+from .routes import absolute
 
 __all__ = ["dialect_files", "origins", "parse_config", "place"]
 
@@ -91,7 +92,9 @@ def _wrong_dialects(document: Document, texts: Mapping[str, str | DialectError])
 
 def _in_file(location: tuple[int | str, ...], document: Document) -> Path:
     """pydantic's place as it stands in the file, where one mapping or word may stand for a list, or for a mapping."""
-    path = tuple(location)
+    # A row of routes has its kind behind its place, with a blank, which no key of ours has.
+    kind = location[2] if location[:1] == ("routes",) and len(location) > 2 else ""
+    path = (*location[:2], *location[3:]) if isinstance(kind, str) and kind.endswith(" row") else tuple(location)
     if path[:1] == ("local",) and not isinstance(document.value.get("local"), list):
         path = ("local", *path[2:]) if len(path) > 1 and isinstance(path[1], int) else path
     value: Any = document.value
@@ -118,7 +121,9 @@ def _absolute(config: Config, base: PurePath) -> Config:
     cdr = config.cdr
     if cdr is not None and cdr.folder is not None:
         cdr = cdr.model_copy(update={"folder": str(base / cdr.folder)})
-    return config.model_copy(update={"folders": folders, "store": store, "peers": peers, "cdr": cdr})
+    routes = [absolute(route, base) for route in config.routes]
+    update = {"folders": folders, "store": store, "peers": peers, "cdr": cdr, "routes": routes}
+    return config.model_copy(update=update)
 
 
 def _absolute_peer(peer: Peer, base: PurePath) -> Peer:
@@ -150,5 +155,5 @@ def origins(config: Config, text: str, name: str) -> list[tuple[str, object, str
             origin = f"line {document.lines[written]}" if written in document.lines else "default"
             rows.append((dotted(written), value, origin))
 
-    walk(config.model_dump(mode="json"), ())
+    walk(config.model_dump(mode="json", by_alias=True), ())
     return rows
