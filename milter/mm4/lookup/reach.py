@@ -47,6 +47,9 @@ class Reach:
         self._keys = keys
         self._values = values
         self._rows = rows
+        present = {*map(15 .__and__, keys)}
+        self._below = [max((n for n in present if n <= size), default=0) for size in range(_DIGITS + 1)]
+        """For a number of digits the longest prefix that is not longer."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -54,27 +57,21 @@ class Reach:
     def find(self, number: str) -> Reached | None:
         """The row with the longest prefix of an E.164 number (with its plus); None where none fits."""
         digits = number[1:]
-        length = len(digits)
-        whole = int(digits)
-        keys, last = self._keys, len(self._keys)
-        while length > 0:
-            # The last key that is not behind the number's first `length` digits. Where it is no prefix of them, what
-            # fits is shorter than the digits that the two have in common, and stands before it.
-            bound = whole * _SCALE[length] + length
-            last = bisect_right(keys, bound, 0, last)
+        keys, last, below, scale = self._keys, len(self._keys), self._below, _SCALE
+        length = below[len(digits)]
+        while length:
+            start = int(digits[:length]) * scale[length]
+            # The last key that is not behind the number's first digits. Where it does not begin as they do, nothing of
+            # their length fits.
+            last = bisect_right(keys, start + length, 0, last)
             if not last:
                 return None
             key = keys[last - 1]
             size = key & 15
-            found = key // _SCALE[size]
-            if size <= length and whole // 10 ** (length - size) == found:
+            if size <= length and start // scale[size] == key // scale[size]:
                 row = self._rows[self._values[last - 1]]
-                return Reached(f"+{found:0{size}d}", row.operator, row.mcc, row.mnc, row.peer)
-            shared = min(size, length)
-            mine, theirs = whole // 10 ** (length - shared), found // 10 ** (size - shared)
-            while mine != theirs:
-                mine, theirs, shared = mine // 10, theirs // 10, shared - 1
-            whole, length = whole // 10 ** (length - shared), shared
+                return Reached("+" + digits[:size], row.operator, row.mcc, row.mnc, row.peer)
+            length = below[length - 1]
         return None
 
 
@@ -92,13 +89,13 @@ def read_reach(lines: Iterable[str], name: str, peers: Iterable[str], peer: str 
     try:
         for line, row in enumerate(rows, 2):  # noqa: B007 - told where a row is wrong
             prefix, _, rest = row.partition(",")
-            value = numbers.get(rest)
-            if value is None:
+            if not prefix.isdecimal():
+                prefix = prefix.strip().removeprefix("+")
                 if not row.strip():
                     continue
+            value = numbers.get(rest)
+            if value is None:
                 value = behind.number(rest)
-            if prefix[:1] == "+":
-                prefix = prefix[1:]
             size = len(prefix)
             if not prefix.isdecimal() or size > _DIGITS or not prefix.isascii():
                 raise ValueError(f"{prefix.strip()[:40]!r} is no prefix: 1 to {_DIGITS} digits")
