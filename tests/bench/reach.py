@@ -51,9 +51,9 @@ def measure(path: Path) -> dict[str, float]:
 
 
 def _one(path: str) -> dict[str, float]:
-    import resource  # noqa: PLC0415 - of this process alone
+    import resource
 
-    from mm4.lookup.reach import read_reach  # noqa: PLC0415 - counts as memory
+    from mm4.lookup.reach import read_reach
 
     begun = time.process_time()
     with open(path, encoding="utf-8", newline="") as file:

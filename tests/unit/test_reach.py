@@ -195,7 +195,7 @@ def test_a_list_that_was_never_read_is_no_answer(files: Files) -> None:
     with pytest.raises(LookupUnavailable, match=r"north\.csv:2: no peer is named 'soth'"):
         files.peer()
     assert files.counted == [("reach", "failed")] * 2
-    assert list(check_files(files.config))[0][0] == "routes.0.reach"
+    assert next(iter(check_files(files.config)))[0] == "routes.0.reach"
     files.write("44,A,234,15,north")
     files.later()
     assert files.peer() == "north"

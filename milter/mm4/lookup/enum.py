@@ -17,6 +17,7 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 import dns.ttl
+from dns.rdtypes.ANY.SOA import SOA
 from dns.rdtypes.IN.NAPTR import NAPTR
 
 from ..protocol.errors import LookupUnavailable
@@ -108,10 +109,12 @@ def rewrite(rule: str, text: str) -> str | None:
     if not delimiter or delimiter.isdigit() or delimiter in "\\i":
         raise ValueError(f"{rule[:80]!r} is no substitution expression")
     # A delimiter behind a backslash belongs to its part.
-    parts = re.findall(rf"((?:\\.|[^\\{re.escape(delimiter)}])*)(?:{re.escape(delimiter)}|\Z)", rule[1:], re.DOTALL)
-    if len(parts) < 3 or parts[2] not in ("", "i") or any(parts[3:]):
+    end = re.escape(delimiter)
+    part = rf"((?:\\.|[^\\{end}])*)"
+    whole = re.fullmatch(rf"{part}{end}{part}{end}(i?)", rule[1:], re.DOTALL)
+    if whole is None:
         raise ValueError(f"{rule[:80]!r} is no substitution expression")
-    pattern, replacement, flag = (part.replace("\\" + delimiter, delimiter) for part in parts[:3])
+    pattern, replacement, flag = (part.replace("\\" + delimiter, delimiter) for part in whole.groups())
     bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
     if len(re.findall(r"[*+?{|]", bare)) > _CHOICES or re.search(r"\)[*+?{]", bare):
         raise ValueError(f"{pattern[:80]!r} may take for ever")
@@ -153,8 +156,8 @@ def _usable(records: Sequence[NAPTR], number: str, name: str) -> Iterator[str | 
 
 def _negative_ttl(response: dns.message.QueryMessage) -> int:
     """How long a name may count as absent: what the SOA says, and not at all without one (RFC 2308 section 5)."""
-    seconds: int = response.resolve_chaining().minimum_ttl
-    return seconds if seconds < dns.ttl.MAX_TTL else 0
+    found = next((rrset for rrset in response.authority if rrset.rdtype == dns.rdatatype.SOA and rrset), None)
+    return min(found.ttl, cast("SOA", found[0]).minimum) if found else 0
 
 
 def _said(error: dns.exception.DNSException) -> str:

@@ -139,7 +139,7 @@ class _Behind:
 
     def number(self, rest: str) -> int:
         """The place of a new text. Raises ValueError that says what is wrong with it."""
-        cells = [cell.strip() for cell in next(csv.reader([rest]), [])] if self.columns else []
+        cells = [cell.strip() for cell in next(csv.reader([rest]), []) or [""]] if self.columns else []
         if len(cells) != len(self.columns) or (not self.columns and rest.strip()):
             raise ValueError(f"expects {len(self.columns) + 1} columns, as in the head line")
         if len(self.rows) > _VALUES:
