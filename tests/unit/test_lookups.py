@@ -377,9 +377,9 @@ def test_a_service_that_drips_is_left_in_time_too() -> None:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
-            connection.sendall(b"HTTP/1.0 200 OK\r\n")
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
             while True:
-                connection.sendall(b"X: y\r\n")
+                connection.sendall(b" ")
                 time.sleep(0.1)
         gone.set()
 
