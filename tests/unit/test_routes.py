@@ -65,7 +65,7 @@ class Answers:
 
 
 def goes(rows: list[str], number: str, **said: Any) -> tuple[str, str] | None:
-    found = Router(configured(*rows)).route(parse_address(number), Answers(**said))
+    found = Router(configured(*rows)).route(parse_address(number), lookups=Answers(**said))
     return (found.side, found.rule) if found else None
 
 
@@ -109,7 +109,7 @@ def test_rows_are_asked_in_their_order_and_the_first_that_fits_counts() -> None:
     rows = ['{prefix: "+4477", peer: north}', "{reach: a.csv, peer: south}", f"{{{ENUM}}}}}", f"{{{HTTP}}}}}", "{default: hub}"]
     answers = Answers(http="south")
     router = Router(configured(*rows))
-    north, south = (router.route(parse_address(n), answers) for n in ("+447700900101", "+33600000000"))
+    north, south = (router.route(parse_address(n), lookups=answers) for n in ("+447700900101", "+33600000000"))
     assert (north and north.side, south and south.side, south and south.rule) == ("north", "south", "routes[3]: http: south")
     assert answers.asked == [("reach", "+33600000000"), ("enum", "+33600000000"), ("http", "+33600000000")]
     assert goes(rows, "+33600000000") == ("hub", "routes[4]: default")
@@ -211,7 +211,7 @@ def test_the_spellings_of_an_operators_domain() -> None:
         ('{enum: {zone: e164.arpa, servers: ["ns.example:53"]}}', "routes[0].enum.servers[0]", "is no address with a port"),
         ('{enum: {zoen: e164.arpa, servers: ["127.0.0.1:53"]}}', "routes[0].enum.zoen", "unknown key; did you mean zone?"),
         (f'{{{ENUM}, peers: {{mms.x.example: nroth}}}}}}', "routes[0].enum.peers.mms.x.example", "no peer is named 'nroth'"),
-        (f'{{{ENUM}, peers: {{"+44x": north}}}}}}', "routes[0].enum.peers.+44x.[key]", "is no domain name"),
+        (f'{{{ENUM}, peers: {{"+44x": north}}}}}}', "routes[0].enum.peers.+44x", "is no domain name"),
         (f"{{{ENUM}, timeout: 21s}}}}", "routes[0].enum.timeout", "less than or equal to 20"),
         (f"{{{ENUM}}}, peer: north}}", "routes[0].peer", "unknown key"),
         ('{http: {url: "ftp://x/{number}", json: a}}', "routes[0].http.url", "is no address of a service"),
@@ -303,6 +303,24 @@ def test_the_domain_of_a_route_may_stand_behind_a_number_of_our_side() -> None:
     other = gateway.peer("127.0.0.1").mail("<x@mms.gw.example>").rcpt("<+33600000000@mms.mnc030.mcc234.gprs>")
     assert other.session.recipients[0].destination is not None
     assert other.session.recipients[0].destination.side == "hub"
+
+
+def test_an_operator_without_the_peer_that_is_found_goes_on_to_the_next_route() -> None:
+    """As with every other row: a peer that has no link with this operator of ours is no way for it."""
+    lines = (BASE + f"  - {{{HTTP}}}}}\n  - {{default: hub}}\n").split("peers:\n")
+    first = lines[0].removeprefix("local:\n").replace("  ", "    ").replace("    domain", "  - domain", 1)
+    second = (
+        "  - {domain: mms.two.example, system_address: system-user@mms.two.example, numbers: [\"+491512\"], clients: [127.0.0.2/32]}\n"
+    )
+    peers = lines[1].replace("transit: yes}", "transit: yes, local: [mms.gw.example]}")
+    text = "local:\n" + first + second + "peers:\n" + peers
+    gateway = Gateway(text, lookups=Answers(http="south"))
+    sides = {}
+    for client, sender in (("127.0.0.1", "+491511000001@mms.gw.example"), ("127.0.0.2", "+491512000001@mms.two.example")):
+        seen = gateway.peer(client).mail(f"<{sender}>").rcpt("<+447700900101>")
+        (recipient,) = seen.session.recipients
+        sides[client] = recipient.destination and recipient.destination.side
+    assert sides == {"127.0.0.1": "south", "127.0.0.2": "hub"}
 
 
 # -- several systems on our side
