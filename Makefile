@@ -34,6 +34,7 @@ test-fast: setup
 bench: setup
 	$(VENV)/python tests/bench/run.py
 	$(VENV)/python tests/bench/lint.py
+	$(VENV)/python tests/bench/reach.py
 
 # Layout is by hand: `ruff format` would take tables and long reasons apart.
 lint: setup

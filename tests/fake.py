@@ -248,9 +248,12 @@ def applied(lines: Headers, edits: Iterable[Edit]) -> Headers:
 class LogLines(logging.Handler):
     """The gateway's log lines while in use as a context."""
 
+    def __init__(self, name: str = "mm4.milter") -> None:
+        super().__init__()
+        self.log = logging.getLogger(name)
+
     def __enter__(self) -> list[str]:
         self.lines: list[str] = []
-        self.log = logging.getLogger("mm4.milter")
         self.level_before = self.log.level
         self.log.addHandler(self)
         self.log.setLevel(logging.INFO)

@@ -225,7 +225,8 @@ def test_any_message_gets_a_verdict_that_postfix_can_apply(
         assert answer.message.isascii()
     told = [a for a, parameters in verdict.added if a.endswith("@" + RESPONDER_DOMAIN) and parameters == "NOTIFY=NEVER"]
     assert bool(told) == (verdict.record is not None), "what is recorded comes by the responder, and nothing else does"
-    assert len(gateway.ledger.messages) == len(told)
+    ours = [a for a, _ in verdict.added if a.endswith("@" + RESPONDER_DOMAIN)]
+    assert len(gateway.ledger.messages) == len(ours) == len(told) + len(verdict.splits), "one for each side"
     if verdict.record is not None:
         assert verdict.deleted == tuple(r.raw for r in seen.session.recipients)
         assert verdict.record.transactions

@@ -12,9 +12,11 @@ import click
 
 from ..gateway.credentials import fingerprint_of
 from ..gateway.edits import Edit
+from ..gateway.matching import Lookups, NoLookups
 from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
+from ..postfix.lookups import RouteLookups
 from ..postfix.seen import seen
 from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
@@ -54,9 +56,9 @@ def explain(
     config, _ = read_config(config_file)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_opened(store_file)) if store_file else None
-        shown = _fingerprint(fingerprint) if fingerprint else None
-        known = Shown(login, subject, shown)
-        result = explanation(Router(config), read_bytes(file), client, mail_from, rcpts, size, store, known)
+        known = Shown(login, subject, _fingerprint(fingerprint) if fingerprint else None)
+        message, lookups = read_bytes(file), RouteLookups(config)
+        result = explanation(Router(config), message, client, mail_from, rcpts, size, store, known, lookups)
     if as_json:
         echo_json(result)
     else:
@@ -90,10 +92,10 @@ class Shown:
 
 def explanation(
     router: Router, message: bytes, client: str, mail_from: str, rcpts: tuple[str, ...], size: int | None = None,
-    history: History | None = None, shown: Shown = Shown(),
+    history: History | None = None, shown: Shown = Shown(), lookups: Lookups | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The object that `mm4 explain --json` prints; `history` answers for earlier messages."""
-    session = Session(Runtime(router, history=history, quiet=True))
+    """The object that `mm4 explain --json` prints; `history` tells of earlier messages, `lookups` what routes ask."""
+    session = Session(Runtime(router, history=history, lookups=lookups or NoLookups(), quiet=True))
     session.connect(client)
     session.identify(shown.subject, shown.login, shown.fingerprint)
     reply = session.mail(f"<{mail_from.strip('<>')}>", (f"SIZE={size}",) if size is not None else ())

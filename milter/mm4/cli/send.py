@@ -14,10 +14,11 @@ import click
 
 from ..gateway.config import Config
 from ..gateway.identities import identity_of
-from ..gateway.routing import Router
+from ..gateway.routing import LOCAL, Router
+from ..postfix.lookups import RouteLookups
 from ..postfix.settings import read_config
 from ..protocol.address import parse_address
-from ..protocol.errors import StoreError, UsageError
+from ..protocol.errors import LookupUnavailable, StoreError, UsageError
 from .moments import expiry as read_expiry
 from .options import config_option, echo_json, json_option, store_of
 from .waiting import as_json as outcome_json
@@ -120,8 +121,12 @@ def send(
 
 
 def _peers(config: Config, numbers: list[str]) -> set[str]:
-    router = Router(config)
-    routes = (router.route(parse_address(number, config.home.region)) for number in numbers)
+    """The sides that these numbers go to; every peer where a look-up that fails now keeps that from being known."""
+    router, lookups = Router(config), RouteLookups(config)
+    try:
+        routes = [router.route(parse_address(number, config.home.region), lookups=lookups) for number in numbers]
+    except LookupUnavailable:
+        return {LOCAL, *config.peers}
     return {route.side for route in routes if route is not None}
 
 

@@ -19,7 +19,7 @@ from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write, write_value
 from .entries import domain_of
-from .localside import Local
+from .localside import Local, LocalSide
 from .names import public_name, via
 from .peer import Peer
 from .routing import Side
@@ -46,7 +46,7 @@ def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
     return next((c for c in candidates if c and _answerable(c, peer)), None)
 
 
-def mmsc_address(pdu: Pdu, local: Local) -> str | None:
+def mmsc_address(pdu: Pdu, local: Local | LocalSide) -> str | None:
     """Where a peer's RES goes that an MMSC of ours asked for: its originator system, in the domain in which Postfix
     reaches it; None where it names none, or where no MMSC is configured.
     """

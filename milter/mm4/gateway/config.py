@@ -19,7 +19,7 @@ from .identity import clashes, unarmed
 from .localside import Local
 from .names import PEER_NAME
 from .peer import Peer
-from .routes import PrefixRoute
+from .routes import Route, wrong_routes
 from .section import Section, place
 
 __all__ = ["Config"]
@@ -30,7 +30,11 @@ class Config(Section):
 
     local: list[Local] = Field(min_length=1, description="Our own side; a mapping, or a list of several identities.")
     peers: dict[str, Peer] = Field(default_factory=dict, description="The links, by name ([a-z][a-z0-9-]*).")
-    routes: list[PrefixRoute] = Field(default_factory=list, description="Where numbers that we do not serve go.")
+    routes: list[Route] = Field(
+        default_factory=list,
+        description="Where numbers that we do not serve go. The rows are asked in the order written, and the first "
+        "that fits counts; each is of one of these kinds. A look-up that fails is 451 for the recipient.",
+    )
     duplicates: Duration = Field(
         1_296_000, description="How long a peer's REQ with the same ids and content counts as the same one: it is not "
         "delivered again and gets the same RES. Longer than any peer goes on sending it."
@@ -59,7 +63,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
-        problems = [*_peer_names(self.peers), *_routes(self), *_clients(self), *_domains(self), *_identities(self)]
+        problems = [
+            *_peer_names(self.peers), *wrong_routes(self.routes, self.peers), *_clients(self), *_domains(self),
+            *_identities(self),
+        ]  # fmt: skip
         if problems:
             # One ValueError a place would stop at the first; configfile splits these lines again.
             raise ValueError("\x00".join(problems))
@@ -101,21 +108,13 @@ def _peer_names(peers: dict[str, Peer]) -> list[str]:
     ]
 
 
-def _routes(config: Config) -> list[str]:
-    return [
-        place("routes", i, "peer") + f"no peer is named {route.peer!r}; there are: {', '.join(config.peers) or 'none'}"
-        for i, route in enumerate(config.routes)
-        if route.peer not in config.peers
-    ]
-
-
 def _clients(config: Config) -> list[str]:
     tls = config.service.tls
     problems = [*clashes(config.local, config.peers)]
     problems += unarmed(
         config.peers, tls=tls is not None, ca=tls is not None and tls.ca is not None, sasl=bool(config.service.sasl)
     )
-    ours = [prefix for local in config.local for prefix in local.numbers]
+    ours = [prefix for local in config.local for _, prefixes, _ in local.served() for prefix in prefixes]
     problems += [
         place("peers", name, "own_numbers", i) + f"{number} is none of ours (local.numbers: {', '.join(ours)}): this "
         "peer may send from it as it is"
@@ -136,10 +135,10 @@ def _identities(config: Config) -> list[str]:
     ]
     owners: dict[str, str] = {}
     for i, local in enumerate(config.local):
-        for j, prefix in enumerate(local.numbers):
+        for key, prefix in local.serves():
             if owners.setdefault(prefix, local.domain) != local.domain:
                 problems.append(
-                    place("local", i, "numbers", j) + f"{prefix} is served by {owners[prefix]} too: a number belongs "
+                    place("local", i, *key) + f"{prefix} is served by {owners[prefix]} too: a number belongs "
                     "to one operator; give one of them a longer prefix"
                 )
     return problems
@@ -147,11 +146,13 @@ def _identities(config: Config) -> list[str]:
 
 def _domains(config: Config) -> list[str]:
     ours = {local.domain for local in config.local}
-    inward = {domain_of(local.deliver_to) for local in config.local if local.deliver_to}
+    inward = {domain for local in config.local for domain in local.delivery_domains}
     problems = [
-        place("local", i, "deliver_to") + f"{domain_of(local.deliver_to)} is a domain of ours: bounces come home by it"
+        place("local", i, "sides" if to is not local else "deliver_to")
+        + f"{domain_of(to.deliver_to)} is a domain of ours: bounces come home by it"
         for i, local in enumerate(config.local)
-        if local.deliver_to and domain_of(local.deliver_to) in ours
+        for to in local.deliveries
+        if to.deliver_to and domain_of(to.deliver_to) in ours
     ]
     problems += [
         place("local", i, "postmaster_to")

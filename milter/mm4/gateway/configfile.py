@@ -18,6 +18,7 @@ from ..protocol.errors import ConfigError, DialectError
 from ..protocol.located import Document, Path, dotted, explain
 from .config import Config
 from .peer import Peer
+from .routes import absolute
 
 __all__ = ["dialect_files", "origins", "parse_config", "place"]
 
@@ -91,7 +92,9 @@ def _wrong_dialects(document: Document, texts: Mapping[str, str | DialectError])
 
 def _in_file(location: tuple[int | str, ...], document: Document) -> Path:
     """pydantic's place as it stands in the file, where one mapping or word may stand for a list, or for a mapping."""
-    path = tuple(location)
+    # A row of routes has its kind behind its place, with a blank, which no key of ours has.
+    kind = location[2] if location[:1] == ("routes",) and len(location) > 2 else ""
+    path = (*location[:2], *location[3:]) if isinstance(kind, str) and kind.endswith(" row") else tuple(location)
     if path[:1] == ("local",) and not isinstance(document.value.get("local"), list):
         path = ("local", *path[2:]) if len(path) > 1 and isinstance(path[1], int) else path
     value: Any = document.value
@@ -122,9 +125,12 @@ def _absolute(config: Config, base: PurePath) -> Config:
     if service.tls is not None:
         files = {key: str(base / value) for key in ("certificate", "key", "ca") if (value := getattr(service.tls, key))}
         service = service.model_copy(update={"tls": service.tls.model_copy(update=files)})
+    routes = [absolute(route, base) for route in config.routes]
     return config.model_copy(
-        update={"folders": folders, "store": store, "peers": peers, "cdr": cdr, "service": service}
-    )
+        update={
+            "folders": folders, "store": store, "peers": peers, "cdr": cdr, "service": service, "routes": routes
+        }
+    )  # fmt: skip
 
 
 def _absolute_peer(peer: Peer, base: PurePath) -> Peer:
@@ -156,5 +162,5 @@ def origins(config: Config, text: str, name: str) -> list[tuple[str, object, str
             origin = f"line {document.lines[written]}" if written in document.lines else "default"
             rows.append((dotted(written), value, origin))
 
-    walk(config.model_dump(mode="json"), ())
+    walk(config.model_dump(mode="json", by_alias=True), ())
     return rows

@@ -24,6 +24,7 @@ from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .identities import acting, concerns, impostor, towards
+from .localside import Local, LocalSide
 from .names import SIDE_HEADER, strip_via
 from .originator import outside, own_number
 from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES, WRONG_ORIGINATOR
@@ -241,7 +242,7 @@ class _Decision:
             waits = answer is not None and self.side.peer.answers == "mmsc" and target == LOCAL
             return (answer, strip_via(answer.rcpt_to)) if answer is not None and waits else (None, None)
         peer = self.router.config.peers.get(target)
-        reply_to = mmsc_address(self.pdu, self.local) if peer is not None else None
+        reply_to = mmsc_address(self.pdu, self._sender_side()) if peer is not None else None
         waits = reply_to is not None and peer is not None and peer.answers == "mmsc"
         return self._answer("Ok", None, reply_to) if reply_to is not None and waits else None, reply_to
 
@@ -251,9 +252,15 @@ class _Decision:
         assert destination is not None
         return self._inward(targets, token) if destination.side == LOCAL else self._outward(targets, token)
 
+    def _sender_side(self) -> Local | LocalSide:
+        """Which of our own systems sent this: the one that serves its originator."""
+        sender = self.pdu.get("sender")
+        served = self.router.serves(sender.key) if isinstance(sender, Address) else None
+        return served.to if served else self.local
+
     def _inward(self, targets: tuple[Recipient, ...], token: str) -> Part:
         served = self.router.serves(_number(targets[0]))
-        local = served[1] if served else self.local
+        local = served.local if served else self.local
         sender, parameters = inward_sender(local, token)
         record = self._record(Direction.IN, self.side.name, State.RECORDED, None, targets=targets, token=token)
         # Where the MMSC answers, it gets the REQ as it is.

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
-from .entries import domain_of
 from .identities import speaking
+from .matching import Lookups
 from .names import TOKEN, is_private
 from .originator import outside
 from .outcomes import (
@@ -67,10 +67,14 @@ def admit(side: Side | None, mail_from: str, size: int | None) -> Reply:
 
 
 def receive(
-    router: Router, side: Side, mail_from: str, size: int | None, path: str, earlier: Iterable[Recipient]
-) -> Recipient:
-    """The reply to RCPT and where the recipient goes. `earlier` are the recipients of this message so far."""
-    destination = _destination(router, side, mail_from, bare(path))
+    router: Router, side: Side, mail_from: str, size: int | None, path: str, earlier: Iterable[Recipient],
+    lookups: Lookups,
+) -> Recipient:  # fmt: skip
+    """The reply to RCPT and where the recipient goes. `earlier` are the recipients of this message so far.
+
+    Raises LookupUnavailable where a route's question got no usable answer.
+    """
+    destination = _destination(router, side, mail_from, bare(path), lookups)
     if destination is None:
         return Recipient(path, NOT_SERVED)
     accepted = [r.destination for r in earlier if r.reply.positive and r.destination]
@@ -88,17 +92,21 @@ def receive(
     return Recipient(path, RECIPIENT_OK, destination)
 
 
-def _destination(router: Router, side: Side, mail_from: str, rcpt: str) -> Destination | None:
+def _destination(
+    router: Router, side: Side, mail_from: str, rcpt: str, lookups: Lookups
+) -> Destination | None:
     if is_private(rcpt):
         return None
     localpart, domain = rcpt.rpartition("@")[::2] if "@" in rcpt else (rcpt, "")
     own = router.local_of(domain) if domain else None
     address = parse_address(rcpt, side.local.region if side.peer is None else None)
-    found = router.route(address, speaking(side, mail_from, router))
     if own is not None and (address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower()))):
         return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
     known = own is not None or (side.peer is None and domain_known(router, domain))
+    # Nobody is asked about a number to which this client may not send anyway.
+    wide = known if side.peer is None else side.peer.transit
+    found = router.route(address, speaking(side, mail_from, router), lookups) if wide else router.served(address)
     if found is None or found.side == side.name != LOCAL or not _open_to(side, found, router):
         # Nobody's number, or back to where it came from.
         if side.peer is None and known and address.kind is Kind.SYSTEM:
@@ -137,5 +145,5 @@ def domain_known(router: Router, domain: str) -> bool:
     if not domain:
         return True
     theirs = (d for peer in router.config.peers.values() for d in (*peer.domains, peer.write_domain))
-    inward = (domain_of(local.deliver_to) for local in router.config.local if local.deliver_to)
-    return domain in router.own_domains or domain in theirs or domain in inward
+    inward = (domain for local in router.config.local for domain in local.delivery_domains)
+    return domain in router.own_domains or domain in theirs or domain in inward or router.names_domain(domain)

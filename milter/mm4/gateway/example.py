@@ -17,10 +17,10 @@ from .config import Config
 from .credentials import Certificate, Sasl
 from .credentials import Tls as ServiceTls
 from .host import Cdr, Folders, Rotate, Service, Spool
-from .localside import Local
+from .localside import Local, LocalSide
 from .outgoing import Login, Pace, Tls
 from .peer import Ack, Peer
-from .routes import PrefixRoute
+from .routes import ROUTES, Enum, Http, PrefixRoute, Range
 
 __all__ = ["example"]
 
@@ -49,7 +49,6 @@ _EXAMPLES: dict[type[BaseModel], dict[str, str]] = {
         "max_size": "1MB",
     },
     Tls: {"level": "encrypt"},
-    PrefixRoute: {"prefix": '"+"', "peer": "tyntec"},
     Service: {"listen": '"192.0.2.1:25"'},
 }
 
@@ -60,6 +59,23 @@ _EXPLAINED: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (Service, "tls"): ServiceTls,
     (Service, "sasl"): Sasl,
 }
+_SIDES = (
+    '{numbers: ["+4915119"], deliver_to: "{number}@app.example.net", next_hop: "[127.0.0.1]:2700"}',
+    '{short_codes: ["12345"], maildir: yes}',
+)
+
+_ROUTES: dict[str, str] = {
+    "prefix": '{prefix: "+44", peer: tyntec}',
+    "range": '{range: {from: "+491601000000", to: "+491601999999"}, peer: tyntec}',
+    "regex": '{regex: "[+]4916[02].*", peer: tyntec}',
+    "reach": "{reach: reach/tyntec.csv, peer: tyntec}",
+    "domain": "{domain: mms.mnc015.mcc234.gprs, peer: tyntec}",
+    "enum": '{enum: {zone: e164.arpa, servers: ["192.0.2.53:53"], timeout: 2s, peers: {mms.other.example: tyntec}}}',
+    "http": '{http: {url: "https://np.example.net/{digits}", json: operator.id, timeout: 2s, cache: 1h, ca: np.pem, '
+    'peers: {"26201": tyntec}}}',
+    "default": "{default: tyntec}",
+}
+"""A row of each kind; the last is in force, the others stand as comments."""
 
 
 def example() -> str:
@@ -67,9 +83,7 @@ def example() -> str:
     lines = [_HEAD]
     lines += _section("local", Config.model_fields["local"], _keys(Local))
     lines += _section("peers", Config.model_fields["peers"], ["tyntec:", *_indented(_keys(Peer))])
-    route = ", ".join(f"{key}: {value}" for key, value in _EXAMPLES[PrefixRoute].items())
-    notes = [f"# {key}: {info.description}" for key, info in PrefixRoute.model_fields.items()]
-    lines += _section("routes", Config.model_fields["routes"], [*notes, f"- {{{route}}}"])
+    lines += _section("routes", Config.model_fields["routes"], list(_routes()))
     lines += _section("service", Config.model_fields["service"], _keys(Service))
     for name in ("duplicates", "store", "submit"):
         info = Config.model_fields[name]
@@ -78,6 +92,31 @@ def example() -> str:
     lines += _section("folders", Config.model_fields["folders"], _keys(Folders), commented=True)
     lines += _section("spool", Config.model_fields["spool"], _keys(Spool), commented=True)
     return "\n".join(lines).rstrip() + "\n"
+
+
+_WITHIN = (Range, Enum, Http)
+
+
+def _routes() -> Iterator[str]:
+    peer = ""
+    for kind, model in ROUTES.items():
+        yield from _comment(model.__doc__ or "")
+        keys = model.model_fields.items()
+        told = [(key, info) for key, info in keys if info.description != peer]
+        peer = peer or PrefixRoute.model_fields["peer"].description or ""
+        yield from (line for key, info in told for line in _note(key, info, "   "))
+        for section in _WITHIN:
+            if any(info.annotation is section for _, info in keys):
+                fields = section.model_fields.items()
+                yield from (line for key, info in fields for line in _note(info.alias or key, info, "     "))
+        yield f"{'' if kind == 'default' else '# '}- {_ROUTES[kind]}"
+
+
+def _note(name: str, info: FieldInfo, indent: str) -> Iterator[str]:
+    seconds = {"timeout": "2s", "cache": "1h"}
+    written = "" if info.is_required() or name not in seconds else f" Default: {seconds[name]}."
+    lines = textwrap.wrap(f"`{name}`: {info.description}{written}", 98 - len(indent))
+    yield from (f"#{indent if not n else indent + '  '}{line}" for n, line in enumerate(lines))
 
 
 def _section(name: str, info: FieldInfo, body: list[str], *, commented: bool = False) -> list[str]:
@@ -91,6 +130,9 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
     yield from _comment(info.description or "")
+    if name == "sides":
+        yield from (line for key, inner in LocalSide.model_fields.items() for line in _note(key, inner, "   "))
+        yield from (f"#   - {row}" for row in _SIDES)
     given = _EXAMPLES.get(model, {}).get(name)
     if given is not None:
         yield f"{name}: {given}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import phonenumbers
@@ -11,7 +12,49 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from .entries import Domain, NetworkName, NextHop, OrOff, Prefix, SystemAddress, Text, domain_of, judged_domain
 from .section import Section, place
 
-__all__ = ["Local"]
+__all__ = ["Local", "LocalSide"]
+
+
+def _delivery(value: str | None) -> str | None:
+    if value is None:
+        return None
+    localpart, at, domain = value.rpartition("@")
+    if not at or "{number}" not in localpart or re.search(r"[{}\s<>]", value.replace("{number}", "")):
+        raise ValueError('deliver_to needs {number} before the @, for example "{number}@mmsc.example.net"')
+    judged_domain(domain)
+    return value
+
+
+def _short_code(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{3,8}", text):
+        raise ValueError(f'{text!r} is no short code: write 3 to 8 digits in quotes, for example "12345"')
+    return text
+
+
+Delivery = Annotated[Text, AfterValidator(_delivery)]
+
+
+class LocalSide(Section):
+    """Another system on our own side, for some of the numbers: a second MMSC, an application, Maildirs."""
+
+    numbers: list[Prefix] = Field(
+        default_factory=list,
+        description="Prefixes of the numbers that it serves, beside those above or within them: the longest counts.",
+    )
+    short_codes: list[Annotated[Text, AfterValidator(_short_code)]] = Field(
+        default_factory=list, description="Short codes that it serves."
+    )
+    deliver_to: Delivery | None = Field(None, description="As above, in a domain of its own.")
+    next_hop: NextHop | None = Field(None, description="Where Postfix hands its mail on.")
+    maildir: bool = Field(False, description="Instead of the two: Maildirs below the state folder.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> LocalSide:
+        if not self.numbers and not self.short_codes:
+            raise ValueError("a side needs numbers or short_codes")
+        if (self.deliver_to is None) != (self.next_hop is None) or (self.deliver_to is None) != self.maildir:
+            raise ValueError("a side needs deliver_to and next_hop, or maildir: yes")
+        return self
 
 
 class Local(Section):
@@ -31,7 +74,7 @@ class Local(Section):
     clients: list[NetworkName] = Field(
         default_factory=list, description="Networks of the MMSC and applications that may send out."
     )
-    deliver_to: Text | None = Field(
+    deliver_to: Delivery | None = Field(
         None,
         description="Envelope address of a subscriber on the local side; {number} is the E.164 number with "
         "its plus. Any domain but `domain`. Left out: Maildirs below the state folder.",
@@ -42,6 +85,9 @@ class Local(Section):
         "Maildirs below the state folder, one a number.",
     )
 
+    sides: list[LocalSide] = Field(
+        default_factory=list, description="Further systems on our own side, each for some of the numbers."
+    )
     on_bounce: Annotated[Literal["report", "res", "off"], OrOff] = Field(
         "report",
         description="What our side hears of a message of its own that could not be delivered: a delivery report where "
@@ -65,17 +111,6 @@ class Local(Section):
             raise ValueError(f"{value!r} is no ISO 3166 country with a numbering plan, for example DE")
         return value
 
-    @field_validator("deliver_to")
-    @classmethod
-    def _template(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        localpart, at, domain = value.rpartition("@")
-        if not at or "{number}" not in localpart or re.search(r"[{}\s<>]", value.replace("{number}", "")):
-            raise ValueError('deliver_to needs {number} before the @, for example "{number}@mmsc.example.net"')
-        judged_domain(domain)
-        return value
-
     @model_validator(mode="after")
     def _whole(self) -> Local:
         if domain_of(self.system_address) != self.domain:
@@ -94,4 +129,41 @@ class Local(Section):
             )
         if self.deliver_to and not self.next_hop:
             raise ValueError(place("deliver_to") + "deliver_to needs next_hop: where Postfix hands these addresses on")
+        problems = list(self._sides())
+        if problems:
+            raise ValueError("\x00".join(problems))
         return self
+
+    def _sides(self) -> Iterator[str]:
+        seen: dict[str, str] = dict.fromkeys(self.numbers, "numbers")
+        for key, value in self.serves():
+            mine = f"sides[{key[1]}]" if key[0] == "sides" else "numbers"
+            if seen.setdefault(value, mine) != mine:
+                yield place(*key) + f"{value} stands at {seen[value]} too: give it one side"
+        for i, side in enumerate(self.sides):
+            if side.deliver_to and domain_of(side.deliver_to) == self.domain:
+                yield place("sides", i, "deliver_to") + (
+                    f"deliver_to lies in domain ({self.domain}): bounces come home by that domain; use any other"
+                )
+
+    def serves(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Every prefix and short code that is served, each with its place."""
+        yield from ((("numbers", n), prefix) for n, prefix in enumerate(self.numbers))
+        for i, side in enumerate(self.sides):
+            yield from ((("sides", i, "numbers", n), prefix) for n, prefix in enumerate(side.numbers))
+            yield from ((("sides", i, "short_codes", n), code) for n, code in enumerate(side.short_codes))
+
+    def served(self) -> Iterator[tuple[str, list[str], Local | LocalSide]]:
+        """What is served: the key in the file, the prefixes, and where their mail goes."""
+        yield "local.numbers", self.numbers, self
+        yield from ((f"local.sides[{i}].numbers", side.numbers, side) for i, side in enumerate(self.sides))
+
+    @property
+    def deliveries(self) -> tuple[Local | LocalSide, ...]:
+        """Every system that takes mail for our numbers."""
+        return (self, *self.sides)
+
+    @property
+    def delivery_domains(self) -> tuple[str, ...]:
+        """The domains in which they do, each once."""
+        return tuple(dict.fromkeys(domain_of(to.deliver_to) for to in self.deliveries if to.deliver_to))

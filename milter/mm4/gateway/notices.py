@@ -55,12 +55,13 @@ def disposition_of(
 ) -> Disposition | None:
     """What a report of one recipient of `message` means, by the configuration of the side that it was delivered to."""
     local = _identity(transaction.recipient, message, router)
+    served = router.serves(parse_address(transaction.recipient).key)
     inward = message.direction is Direction.IN
     return disposition(
         action,
         status,
         relayed=local.relayed_status,
-        mailbox=inward and local.deliver_to is None,
+        mailbox=inward and (served.to if served else local).deliver_to is None,
         late=message.expires_at is not None and message.expires_at <= now,
     )
 
@@ -274,8 +275,8 @@ def _original(message: Message, transaction: Transaction, source: str) -> Origin
 
 def _identity(key: str, message: Message, router: Router) -> Local:
     """The identity of ours that serves a number; where none does, the first that has the peer of the message."""
-    served = router.serves(parse_address(key).number or "")
-    return served[1] if served else _facing(message, router)[0]
+    served = router.serves(parse_address(key).key)
+    return served.local if served else _facing(message, router)[0]
 
 
 def _owner(message: Message, transaction: Transaction, router: Router) -> Local | None:
@@ -283,12 +284,12 @@ def _owner(message: Message, transaction: Transaction, router: Router) -> Local 
 
     None where that is not certain: another operator is not told about his message.
     """
-    served = router.serves(parse_address(transaction.originator).number or "")
+    served = router.serves(parse_address(transaction.originator).key)
     if served:
-        return served[1]
+        return served.local
     facing = _facing(message, router)
     asked = domain_of(message.reply_to) if message.reply_to else None
-    mmscs = [local for local in facing if local.deliver_to and domain_of(local.deliver_to) == asked]
+    mmscs = [local for local in facing if asked in local.delivery_domains]
     found = mmscs or facing
     return found[0] if len({local.domain for local in found}) == 1 else None
 

@@ -1,28 +1,32 @@
 """Who a client is and where a number goes: the configuration's tables, compiled once.
 
-`identity` says whose a client is. Served numbers are asked before routes, whoever sends; of
-the routes the first that fits wins.
+`identity` says whose a client is. Served numbers are asked before routes, whoever sends; of the routes the first that
+fits wins. What a route asks of others comes through the caller's `Lookups`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..protocol.address import Address, Kind
 from ..protocol.dialect import Dialect, builtin, is_file
 from ..protocol.dialectfile import parse_dialect
-from ..protocol.errors import InternalError
+from ..protocol.errors import InternalError, LookupUnavailable
 from .config import Config
 from .identity import Client, Entry, entries, pinned
-from .localside import Local
+from .localside import Local, LocalSide
+from .matching import Lookups, NoLookups, domain_fits, match
 from .names import MAILDIR_DOMAIN, via
 from .peer import Peer
+from .routes import DomainRoute
 from .verdict import Destination
 
-__all__ = ["LOCAL", "MAILDIR", "Router", "Side"]
+__all__ = ["LOCAL", "MAILDIR", "Router", "Served", "Side"]
 
 LOCAL = "local"
+NO_LOOKUPS = NoLookups()
 MAILDIR = "maildir"
 """The next hop of numbers whose mail goes into Maildirs."""
 
@@ -50,6 +54,14 @@ class Side:
         return any(local.domain == mine.domain for mine in self.identities)
 
 
+class Served(NamedTuple):
+    """Who serves a number or a short code: the words in the file that say so, the identity, and where its mail goes."""
+
+    rule: str
+    local: Local
+    to: Local | LocalSide
+
+
 class Router:
     """Clients to sides, numbers to destinations and peers to dialects, for one configuration.
 
@@ -64,9 +76,19 @@ class Router:
         self.pinned = pinned(config.peers)
         """Whether a client's fingerprint has to be known to tell who it is."""
         self._entries = [(entry, self._side_of(entry)) for entry in entries(config.local, config.peers)]
-        self._served = sorted(
-            ((prefix, local) for local in config.local for prefix in local.numbers), key=lambda item: -len(item[0])
-        )
+        served = [
+            (prefix, Served(f'{name}: "{prefix}"', local, to))
+            for local in config.local
+            for name, prefixes, to in local.served()
+            for prefix in prefixes
+        ]
+        self._served = sorted(served, key=lambda item: -len(item[0]))
+        self._short_codes = {
+            code: Served(f'local.sides[{i}].short_codes: "{code}"', local, to)
+            for local in reversed(config.local)
+            for i, to in enumerate(local.sides)
+            for code in to.short_codes
+        }
         self.own_domains = frozenset(local.domain for local in config.local)
         self.several = len(self.own_domains) > 1
         """Whether we are more than one operator."""
@@ -99,25 +121,30 @@ class Router:
         """The identity whose MM4 domain this is."""
         return next((local for local in self.config.local if local.domain == domain.lower()), None)
 
-    def serves(self, number: str) -> tuple[str, Local] | None:
-        """The prefix and the identity that serve a number, or None."""
-        return next(((prefix, local) for prefix, local in self._served if number.startswith(prefix)), None)
+    def serves(self, key: str) -> Served | None:
+        """Who serves an E.164 number (with its plus) or a short code, or None."""
+        return self._short_codes.get(key) or next(
+            (served for prefix, served in self._served if key.startswith(prefix)), None
+        )
 
-    def route(self, address: Address, speaking: Collection[Local] | None = None) -> Destination | None:
-        """Where an E.164 number goes, by served numbers and then by routes; None where nothing fits.
+    def route(
+        self, address: Address, speaking: Collection[Local] | None = None, lookups: Lookups = NO_LOOKUPS
+    ) -> Destination | None:
+        """Where a number goes, by what we serve and then by routes; None where nothing fits.
 
-        `speaking` are the identities in whose name it would go: only their peers are taken. Left out: any.
+        `speaking` are the identities in whose name it would go: only their peers are taken. Left out: any. Raises
+        LookupUnavailable where a route's question got no usable answer: the next route might be the wrong one.
         """
-        number = address.number
-        if number is None:
-            return None
-        served = self.serves(number)
-        if served is not None:
-            prefix, local = served
-            return self._inward(number, local, f'local.numbers: "{prefix}"')
+        here = self.served(address)
+        if here is not None or address.number is None:
+            return here
         for index, route in enumerate(self.config.routes):
-            if number.startswith(route.prefix) and self._open(route.peer, speaking):
-                return self.outward(address, route.peer, f'routes[{index}]: prefix "{route.prefix}"')
+            try:
+                hit = match(route, address, self.config.peers, lookups)
+            except LookupUnavailable as error:
+                raise LookupUnavailable(f"routes[{index}]: {error}") from None
+            if hit is not None and self._open(hit.peer, speaking):
+                return self.outward(address, hit.peer, f"routes[{index}]: {hit.rule}")
         return None
 
     def _open(self, peer: str, speaking: Collection[Local] | None) -> bool:
@@ -125,12 +152,21 @@ class Router:
             return True
         return bool({local.domain for local in speaking} & {local.domain for local in self._identities[peer]})
 
+    def served(self, address: Address) -> Destination | None:
+        """Where a number or a short code goes that we serve; None for others."""
+        found = self.serves(address.value) if address.kind in (Kind.E164, Kind.SHORT_CODE) else None
+        return self._inward(address.value, found.to, found.rule) if found else None
+
     def inward(self, address: Address, local: Local) -> Destination | None:
         """Where a subscriber of ours is reached, or an application of `local` by its short code; None for others."""
-        if address.kind is Kind.SHORT_CODE:
+        here = self.served(address)
+        if here is None and address.kind is Kind.SHORT_CODE:
             return self._inward(address.value, local, "a short code of ours")
-        served = self.serves(address.number) if address.number else None
-        return self._inward(address.value, served[1], f'local.numbers: "{served[0]}"') if served else None
+        return here
+
+    def names_domain(self, domain: str) -> bool:
+        """Whether a route is for recipients in this domain."""
+        return any(isinstance(route, DomainRoute) and domain_fits(route, domain) for route in self.config.routes)
 
     def outward(self, address: Address, peer: str, rule: str) -> Destination:
         """A recipient on the way to a peer, in that peer's domain and through its next hop."""
@@ -139,10 +175,10 @@ class Router:
         return Destination(peer, address.number, becomes, link.next_hop, rule)
 
     @staticmethod
-    def _inward(number: str, local: Local, rule: str) -> Destination:
-        if local.deliver_to is None:
+    def _inward(number: str, to: Local | LocalSide, rule: str) -> Destination:
+        if to.deliver_to is None:
             return Destination(LOCAL, number, f"{number}@{MAILDIR_DOMAIN}", MAILDIR, rule)
-        return Destination(LOCAL, number, local.deliver_to.replace("{number}", number), local.next_hop, rule)
+        return Destination(LOCAL, number, to.deliver_to.replace("{number}", number), to.next_hop, rule)
 
 
 def _identities(config: Config, peer: Peer) -> tuple[Local, ...]:

@@ -24,7 +24,8 @@ from ..gateway.logline import logline
 from ..gateway.names import RESPONDER_DOMAIN, SIDE_HEADER, split_token
 from ..gateway.notices import Notice, disposition_of, notice_of, notice_token
 from ..gateway.routing import LOCAL, Router, Side
-from ..protocol.address import parse_address
+from ..gateway.verdict import Destination
+from ..protocol.address import Address, parse_address
 from ..protocol.errors import ProtocolError
 from ..protocol.transaction import Direction, Message, Transaction
 from .attempts import Attempts
@@ -314,6 +315,12 @@ class Bounces:
                 found[key] = recipient, group
         return list(found.values())
 
+    def _given(self, address: Address, message: Message) -> Destination | None:
+        """How a recipient was given to the next hop: to the recorded peer's, or to that of our own side."""
+        if message.direction is Direction.OUT and message.peer in self._router.config.peers:
+            return self._router.outward(address, message.peer, "recorded")
+        return self._router.served(address)
+
     def _recipients(self, message: Message) -> Callable[[Recipient], tuple[str, bool]]:
         """Tells which recorded recipient a group speaks of, and whether it is one.
 
@@ -323,7 +330,7 @@ class Bounces:
         """
         recipients = list(dict.fromkeys(transaction.recipient for transaction in message.transactions))
         by_number = {recipient.lstrip("+"): recipient for recipient in reversed(recipients)}
-        given = {r: self._router.route(parse_address(r)) for r in reversed(recipients)}
+        given = {r: self._given(parse_address(r), message) for r in reversed(recipients)}
         by_address = {way.becomes: recipient for recipient, way in given.items() if way}
 
         def recipient_of(group: Recipient) -> tuple[str, bool]:

@@ -11,9 +11,10 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..gateway.config import Config
 from ..gateway.entries import parse_next_hop
 from ..gateway.identity import pinned
 from ..gateway.names import RESPONDER_DOMAIN
+from ..gateway.routes import EnumRoute, Http, HttpRoute, ReachRoute
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
 from ..protocol.dialect import Dialect, is_file
@@ -30,6 +32,7 @@ from ..store.store import Store
 from . import maps
 from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import Instance
+from .lookups import RouteLookups, check_files
 from .mailqueue import tokens_of
 from .passwords import passwords
 from .paused import paused_peers
@@ -84,7 +87,7 @@ class Finding:
 
 def check(config: Config) -> list[Finding]:
     """Everything that can be looked at from here, in the order in which a message meets it."""
-    return [*_peers(config), *_store(config), *_sockets(config), *_postfix(config)]
+    return [*_peers(config), *_routes(config), *_store(config), *_sockets(config), *_postfix(config)]
 
 
 def _peers(config: Config) -> Iterator[Finding]:
@@ -143,6 +146,34 @@ def _next_hop(name: str, domain: str) -> Finding:
         )  # fmt: skip
     except LookupUnavailable as error:
         return Finding(f"peers.{name}.next_hop", False, str(error), "see /etc/resolv.conf", warning=True)
+
+
+def _routes(config: Config) -> Iterator[Finding]:
+    """Files that routes name, and whether those whom they ask are there."""
+    wrong = dict(check_files(config))
+    lookups = RouteLookups(config)
+    for i, route in enumerate(config.routes):
+        if isinstance(route, ReachRoute):
+            problem = wrong.get(f"routes.{i}.reach")
+            text = problem or f"{route.reach} can be read"
+            fix = "mend that line; mm4 serve keeps its old list until then"
+            yield Finding(f"routes[{i}].reach", not problem, text, fix if problem else None)
+        elif isinstance(route, EnumRoute):
+            yield _there(f"routes[{i}].enum", f"{route.enum.zone} is served", lookups.zone(route.enum).probe)
+        elif isinstance(route, HttpRoute):
+            yield _there(f"routes[{i}].http", "takes connections", partial(_probe, lookups, route.http))
+
+
+def _probe(lookups: RouteLookups, asked: Http) -> None:
+    lookups.service(asked).probe()
+
+
+def _there(name: str, text: str, ask: Callable[[], None]) -> Finding:
+    try:
+        ask()
+    except LookupUnavailable as error:
+        return Finding(name, False, str(error), "until it answers, numbers that come to this row get 451", warning=True)
+    return Finding(name, True, text)
 
 
 def _store(config: Config) -> Iterator[Finding]:
@@ -363,7 +394,8 @@ def _services(config: Config, instance: Instance) -> Iterator[Finding]:
     """The lines of master.cf without which a message would not come in, or an ack not go out."""
     services = {line.split()[0]: line for line in instance.services() if line.strip()}
     wanted = [*map(str, config.service.listen), str(config.service.submit), "mm4-responder", "mm4-out"]
-    wanted += sorted({"mm4-local" if local.deliver_to else "mm4-maildir" for local in config.local})
+    deliveries = [to for local in config.local for to in local.deliveries]
+    wanted += sorted({"mm4-local" if to.deliver_to else "mm4-maildir" for to in deliveries})
     fix = f"add it to {instance.folder}/master.cf: mm4 postfix show --wiring service prints the lines"
     for name in wanted:
         short = name.removeprefix("0.0.0.0:")

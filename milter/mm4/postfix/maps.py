@@ -12,13 +12,14 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from ..gateway.config import Config
 from ..gateway.entries import Endpoint, domain_of
 from ..gateway.identity import pinned
+from ..gateway.localside import Local, LocalSide
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
 from ..gateway.outgoing import Tls
 from ..protocol.errors import ConfigError, PostfixError
@@ -113,13 +114,13 @@ def _transport(config: Config, paused: Collection[str]) -> str:
     rows = {RESPONDER_DOMAIN: responder, MAILDIR_DOMAIN: f"mm4-maildir:{_socket(config, 'maildir')}"}
     rows |= {local.domain: responder for local in config.local}
     problems = []
-    for i, local in enumerate(config.local):
-        if local.deliver_to is None or local.next_hop is None:
+    for key, to in _deliveries(config):
+        if to.deliver_to is None or to.next_hop is None:
             continue
-        domain, hop = domain_of(local.deliver_to), f"mm4-local:{local.next_hop}"
+        domain, hop = domain_of(to.deliver_to), f"mm4-local:{to.next_hop}"
         if rows.setdefault(domain, hop) != hop:
             problems.append(
-                f"local[{i}].next_hop: {domain} leads to {rows[domain].partition(':')[2]} already; Postfix "
+                f"{key}.next_hop: {domain} leads to {rows[domain].partition(':')[2]} already; Postfix "
                 "chooses by domain, so give one of the two another domain in deliver_to"
             )
     if problems:
@@ -131,6 +132,13 @@ def _transport(config: Config, paused: Collection[str]) -> str:
         f"{text}# What waits for a peer that the YAML no longer names keeps waiting.\n"
         f".{PRIVATE_DOMAIN}\tretry:4.4.4 mm4: no next hop of this name in the YAML\n"
     )
+
+
+def _deliveries(config: Config) -> Iterator[tuple[str, Local | LocalSide]]:
+    """Every system of ours that takes mail, with its place in the file."""
+    for i, local in enumerate(config.local):
+        for n, to in enumerate(local.deliveries):
+            yield (f"local[{i}].sides[{n - 1}]" if n else f"local[{i}]"), to
 
 
 def _peer_row(config: Config, name: str, paused: bool) -> tuple[str, str]:

@@ -28,6 +28,12 @@ REFUSED = Counter(
     ("peer", "command", "code"),
     registry=None,
 )
+LOOKUPS = Counter(
+    "mm4_lookups",
+    "What routes asked, by kind (reach, enum, http) and result: found, none (nothing known), failed.",
+    ("kind", "result"),
+    registry=None,
+)
 EOM_SECONDS = Histogram(
     "mm4_eom_seconds",
     "Seconds from the end of a message to its committed verdict.",
@@ -68,7 +74,7 @@ NOTICES = Counter(
 )
 
 METRICS = (
-    MESSAGES, REFUSED, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES, NOTICES,
+    MESSAGES, REFUSED, LOOKUPS, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES, NOTICES,
 )  # fmt: skip
 
 
@@ -85,6 +91,10 @@ class Counters:
     def refused(self, where: str, peer: str, reply: Reply) -> None:
         """A client was refused at MAIL or RCPT."""
         REFUSED.labels(peer, where, str(reply.code)).inc()
+
+    def lookup(self, kind: str, result: str) -> None:
+        """What a route asked, and whether something was found."""
+        LOOKUPS.labels(kind, result).inc()
 
     def answer(self, result: str) -> None:
         """What became of an acknowledgement."""

@@ -25,6 +25,7 @@ import yaml
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config, place
 from ..gateway.peer import Peer
+from ..gateway.routes import HttpRoute, ReachRoute
 from ..protocol.dialect import is_file
 from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
@@ -242,7 +243,7 @@ class Sandbox:
         raw["store"] = given.store if "store" in raw else f"sqlite:///{self.folder / 'mm4.db'}"
         if given.cdr is not None and given.cdr.folder is not None:
             raw["cdr"]["folder"] = given.cdr.folder
-        _absolute_reach(raw.get("routes"), self.origin.parent)
+        _absolute_routes(raw.get("routes"), given)
         for name, peer in given.peers.items():
             _absolute_files(raw["peers"][name], peer)
         head = f"# Written by `mm4 sandbox` from {self.origin}: edit that, not this.\n"
@@ -361,8 +362,10 @@ def _absolute_files(raw: dict[str, Any], peer: Peer) -> None:
         raw["login"]["password_file"] = peer.login.password_file
 
 
-def _absolute_reach(routes: Any, base: Path) -> None:
-    """Lists of numbers that routes name lie beside the given YAML, not beside the effective one."""
-    for route in routes if isinstance(routes, list) else ():
-        if isinstance(route, dict) and isinstance(route.get("reach"), str):
-            route["reach"] = str(base / route["reach"])
+def _absolute_routes(routes: Any, given: Config) -> None:
+    """What routes name by a path lies beside the given YAML, not beside the effective one."""
+    for raw, route in zip(routes or (), given.routes, strict=True):
+        if isinstance(route, ReachRoute):
+            raw["reach"] = route.reach
+        elif isinstance(route, HttpRoute) and route.http.ca is not None:
+            raw["http"]["ca"] = route.http.ca

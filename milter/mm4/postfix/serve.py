@@ -29,6 +29,7 @@ from ..store.store import Store
 from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import tool
 from .logs import set_up
+from .lookups import check_files
 from .notify import notify
 from .settings import read_config
 
@@ -181,6 +182,7 @@ class _Supervisor:
         config = self.config
         state, sockets = Path(config.folders.state), Path(config.folders.sockets)
         self._need_postfix()
+        self._need_lists(config, self.text)
         here = self._place("folders.sockets")
         if not sockets.is_dir():
             raise ConfigError(f"{here}: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
@@ -248,6 +250,12 @@ class _Supervisor:
         except PostfixError as error:
             raise PostfixError(f"{self._place('submit')}: {error}") from None
 
+    def _need_lists(self, config: Config, text: str) -> None:
+        """Every file that routes name can be used, or where it stands and what is wrong with it."""
+        problems = [f"{place(text, self.path, key)}: {problem}" for key, problem in check_files(config)]
+        if problems:
+            raise ConfigError(problems)
+
     def _prepare_state(self, state: Path) -> None:
         try:
             state.mkdir(parents=True, exist_ok=True)
@@ -309,6 +317,7 @@ class _Supervisor:
         notify("RELOADING=1")
         try:
             config, text = read_config(self.path)
+            self._need_lists(config, text)
         except Mm4Error as error:
             for problem in str(error).splitlines():
                 log.error(logline(reload="refused, the old configuration stays", problem=problem))
@@ -333,7 +342,7 @@ class _Supervisor:
 
     async def _configured(self, child: _Child) -> None:
         try:
-            answer = await asyncio.wait_for(child.answers.get(), 10)
+            answer = await asyncio.wait_for(child.answers.get(), START_SECONDS)
         except TimeoutError:
             answer = {"error": "no answer"}
         if "error" in answer:

@@ -23,12 +23,13 @@ from ..gateway.duplicates import settled
 from ..gateway.envelope import admit, bare, receive, size_of
 from ..gateway.identity import Client
 from ..gateway.logline import logline
+from ..gateway.matching import Lookups, NoLookups
 from ..gateway.originator import outside
 from ..gateway.outcomes import DRAINING
 from ..gateway.reports import question_of
 from ..gateway.routing import LOCAL, Router, Side
 from ..gateway.verdict import Action, Mail, Recipient, Verdict
-from ..protocol.errors import InternalError, Mm4Error, Reply, StoreError
+from ..protocol.errors import InternalError, LookupUnavailable, Mm4Error, Reply, StoreError
 from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
 from ..protocol.transaction import Direction, Message, Original, Recording
 
@@ -116,6 +117,8 @@ class Runtime:
     """No log lines: a dry run."""
     history: History | None = None
     """Where earlier messages are looked up; None: in `store`."""
+    lookups: Lookups = field(default_factory=NoLookups)
+    """Who answers what routes ask."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,7 +193,12 @@ class Session:
         """RCPT: one more recipient, or the reason why not."""
         if self.side is None:
             return InternalError.reply
-        recipient = receive(self.router, self.side, self.mail_from, self.size, path, self.recipients)
+        lookups = self.runtime.lookups
+        try:
+            recipient = receive(self.router, self.side, self.mail_from, self.size, path, self.recipients, lookups)
+        except LookupUnavailable as error:
+            self._refused("rcpt", error.reply, rcpt=bare(path), reason=str(error))
+            return error.reply
         if recipient.reply.positive:
             self.recipients.append(recipient)
         else:

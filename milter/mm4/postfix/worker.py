@@ -20,6 +20,7 @@ from ..store.store import Store
 from . import milter
 from .control import messages, say
 from .logs import child_log
+from .lookups import RouteLookups
 from .metrics import Counters
 from .session import EOM_SECONDS, Runtime
 
@@ -44,7 +45,11 @@ def main(descriptor: int) -> int:
     except Mm4Error as error:
         say(error=str(error))
         return error.exit_code
-    runtime = Runtime(Router(config), store, Counters(), host=first["host"])
+    counters = Counters()
+    lookups = RouteLookups(config, counters.lookup)
+    lookups.read()
+    lookups.watch()
+    runtime = Runtime(Router(config), store, counters, host=first["host"], lookups=lookups)
     failure: list[BaseException] = []
 
     def serve() -> None:
@@ -62,7 +67,11 @@ def main(descriptor: int) -> int:
             if "config" in command:
                 try:
                     config = parse_config(command["config"], command["name"], command["dialects"])
-                    runtime.router = Router(config)
+                    router = Router(config)
+                    # In this order a route finds whom it asks; a message that began before may be told to come again.
+                    lookups.use(config)
+                    lookups.read()
+                    runtime.router = router
                     say(configured=True)
                 except Mm4Error as error:
                     say(error=str(error))

@@ -19,6 +19,7 @@ __all__ = [
     "NoStoreError",
     "PostfixError",
     "ProtocolError",
+    "ReachError",
     "Reply",
     "StoreError",
     "SubmissionError",
@@ -82,6 +83,10 @@ class ConfigError(Mm4Error):
 
 class DialectError(ConfigError):
     """A dialect is wrong or missing; one line a problem, as in the configuration."""
+
+
+class ReachError(ConfigError):
+    """A reach list is wrong or missing; one line a problem, as in the configuration."""
 
 
 class UsageError(Mm4Error):

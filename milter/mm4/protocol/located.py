@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
 
@@ -190,17 +191,19 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _keys_at(path: Path, model: Any) -> list[str]:
-    """The keys that the schema knows at `path`."""
+def _keys_at(path: Path, model: type[BaseModel]) -> list[str]:
+    """The keys that the schema knows at `path`; where several fit there, those of all that know the way."""
+    found = [model]
     for part in path:
-        if isinstance(part, int):
-            continue
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
-            continue  # a peer's own name
-        model = next(iter(models(model.model_fields[part].annotation)), None)
-        if model is None:
-            return []
-    return [key for key, info in model.model_fields.items() if not info.exclude]
+        below = [_keys_of(one)[part].annotation for one in found if part in _keys_of(one)]
+        if not isinstance(part, int) and below:  # else an index, or a peer's own name
+            found = list(dict.fromkeys(one for annotation in below for one in models(annotation)))
+    return list(dict.fromkeys(str(key) for one in found for key in _keys_of(one)))
+
+
+def _keys_of(model: type[BaseModel]) -> dict[str | int, FieldInfo]:
+    """The keys of a section as the file writes them."""
+    return {info.alias or name: info for name, info in model.model_fields.items() if not info.exclude}
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
