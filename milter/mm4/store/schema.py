@@ -39,12 +39,13 @@ __all__ = [
     "clean",
     "events",
     "generation",
+    "limits",
     "messages",
     "metadata",
     "transactions",
 ]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -242,4 +243,14 @@ charges = Table(
     Index("ix_charges_at", "at"),
     Index("ix_charges_file_id", "file_id"),
     sqlite_autoincrement=True,
+)
+
+# How far rates are used and how often a content came; says nothing any more once `until` has passed.
+limits = Table(
+    "limits",
+    metadata,
+    Column("key", String(), primary_key=True),
+    Column("until", UtcDateTime(), nullable=False),
+    Column("used", Integer(), nullable=False),
+    Index("ix_limits_until", "until"),
 )

@@ -18,12 +18,14 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Engine, func, select, text
 
 from ..protocol.errors import StoreError
+from ..protocol.limits import Limit, Standing, Taken
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
 from . import clock, copies, listing, records, timers, trace, transitions, upkeep
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .clock import Ahead
 from .database import Database
+from .limits import standings, take_limits
 from .returned import load_returned
 from .schema import clean, transactions
 from .timers import Expired, Hindrance, Late
@@ -305,6 +307,14 @@ class Store:
         return self._read(
             lambda connection: Recording.together(copies.find(connection, m, window) for m in (message, *splits))
         )
+
+    def take(self, limits: Sequence[Limit], now: datetime) -> Future[Taken]:
+        """Count one message for all of the limits, or for none where it is over one of them."""
+        return self._write(lambda connection: take_limits(connection, limits, now))
+
+    def standings(self, keys: Collection[str]) -> dict[str, Standing]:
+        """Read how far limits are used, by key, and count nothing."""
+        return self._read(lambda connection: standings(connection, keys))
 
     def originals(
         self,
