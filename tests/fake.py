@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,8 +19,10 @@ from mm4.gateway.configfile import parse_config
 from mm4.gateway.edits import Edit
 from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Verdict
+from mm4.postfix.seen import body_of, seen
 from mm4.postfix.session import Runtime, Session
 from mm4.protocol.errors import Reply
+from mm4.protocol.limits import Limit, Standing, Taken, take
 from mm4.protocol.transaction import Direction, Message, Original, Recording
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -120,6 +122,17 @@ class Ledger:
         self.withdrawn: list[str] = []
         self.windows: list[timedelta | None] = []
         self.questions: list[tuple[str, Direction | None, str | None, str | None]] = []
+        self.used: dict[str, Standing] = {}
+
+    def standings(self, keys: Collection[str]) -> dict[str, Standing]:
+        if self.fault is not None:
+            raise self.fault
+        return {key: self.used[key] for key in keys if key in self.used}
+
+    def take(self, limits: Sequence[Limit], now: datetime) -> concurrent.futures.Future[Taken]:
+        taken = take(limits, self.used, now)
+        self.used |= taken.kept
+        return self._future(taken)
 
     def record(
         self, message: Message, window: timedelta | None = None, splits: Sequence[Message] = ()
@@ -189,6 +202,7 @@ class Seen:
         self.session.connect(client)
         self.replies: list[Reply] = []
         self.lines: Headers = []
+        self.chunks = 0
         self.verdict: Verdict
 
     @property
@@ -214,6 +228,16 @@ class Seen:
         for name, value in lines:
             self.session.header(name, value)
         self.lines += lines
+        return self
+
+    def content(self, message: bytes, chunk: int = 65_535) -> Seen:
+        """A whole message: its headers, and of its body what is asked for."""
+        self.headers([(header.name, header.value) for header in seen(message)])
+        body = body_of(message)
+        for start in range(0, len(body), chunk):
+            self.chunks += 1
+            if not self.session.body(body[start : start + chunk]):
+                break
         return self
 
     def end(self) -> Seen:

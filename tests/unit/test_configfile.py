@@ -21,6 +21,7 @@ from mm4.gateway.host import Cdr
 from mm4.gateway.peer import Peer
 from mm4.gateway.quantity import parse_duration, parse_size
 from mm4.gateway.routing import Router
+from mm4.gateway.terms import Flood
 from mm4.postfix.checks import _peers
 from mm4.postfix.serve import _Supervisor
 from mm4.postfix.settings import read_config
@@ -537,6 +538,9 @@ def test_every_key_is_documented_in_the_schema_and_in_the_example(model: type[Ba
     assert [line for line in lines if line.startswith(f"{name}:") or f"{{{name}:" in line or f" {name}: " in line]
 
 
+SECTIONS = ("folders", "spool", "ack", "cdr", "rotate", "headers", "content", "rate", "flood")
+
+
 def test_what_the_example_shows_as_default_is_the_default() -> None:
     # Every comment that is a key, uncommented: the same configuration, but for what has no default.
     lines: list[str] = []
@@ -544,7 +548,7 @@ def test_what_the_example_shows_as_default_is_the_default() -> None:
         bare = line.strip().removeprefix("#")
         key = bare.strip().partition(":")[0]
         commented = line.lstrip().startswith("# ") and key in {name for _, name in KEYS} and not bare.rstrip().endswith(".")
-        if (commented and bare.partition(":")[2].strip()) or key in ("folders", "spool", "ack", "cdr", "rotate"):
+        if (commented and bare.partition(":")[2].strip()) or key in SECTIONS:
             line = line.replace("# ", "", 1)  # noqa: PLW2901 - the line as an operator would leave it
         lines.append(line)
     text = "\n".join(lines)
@@ -553,8 +557,12 @@ def test_what_the_example_shows_as_default_is_the_default() -> None:
     assert tree["folders"]["state"] == "/var/lib/mm4"
     assert "request" in tree["peers"]["tyntec"]["ack"]
     parsed = parse_config(text, NAME)
-    assert parsed.cdr == Cdr()  # the one section that is off as long as it is not there
-    assert parsed.model_copy(update={"cdr": None}) == parse_config(example(), NAME)
+    # The sections that are off as long as they are not there.
+    assert parsed.cdr == Cdr()
+    tyntec = parsed.peers["tyntec"]
+    assert tyntec.flood == Flood()
+    off = {"cdr": None, "peers": {"tyntec": tyntec.model_copy(update={"flood": None})}}
+    assert parsed.model_copy(update=off) == parse_config(example(), NAME)
 
 
 def test_charging_records_are_off_until_asked_for_and_their_folder_is_found(tmp_path: Path) -> None:

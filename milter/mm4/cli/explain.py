@@ -17,7 +17,7 @@ from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
 from ..postfix.lookups import RouteLookups
-from ..postfix.seen import seen
+from ..postfix.seen import body_of, seen
 from ..postfix.session import History, Runtime, Session
 from ..postfix.settings import read_config
 from ..protocol.errors import Reply, StoreError, UsageError
@@ -25,6 +25,9 @@ from .lint import read_bytes
 from .options import config_option, echo_json, json_option, store_of
 
 __all__ = ["Shown", "explain", "explanation"]
+
+_CHUNK = 65_535
+"""Bytes that Postfix hands over at once (MILTER_CHUNK_SIZE)."""
 
 
 @click.command()
@@ -63,7 +66,7 @@ def explain(
         echo_json(result)
     else:
         _print(result)
-    return 0 if result["action"] in ("accept", "discard") else 1
+    return 0 if result["action"] in ("accept", "discard", "hold") else 1
 
 
 def _opened(name: str) -> Any:
@@ -105,7 +108,8 @@ def explanation(
         "direction": None if side is None else "in" if side.peer else "out",
     }
     if not reply.positive:
-        return result | _outcome(Action.REJECT, reply) | _nothing(mail_from)
+        action = Action.TEMPFAIL if reply.temporary else Action.REJECT
+        return result | _outcome(action, reply) | _nothing(mail_from)
     recipients = []
     for rcpt in rcpts:
         before = len(session.recipients)
@@ -118,6 +122,10 @@ def explanation(
         return result | refused | _nothing(mail_from) | {"rcpt": recipients}
     for header in seen(message):
         session.header(header.name, header.value)
+    body = body_of(message)
+    for start in range(0, len(body), _CHUNK):
+        if not session.body(body[start : start + _CHUNK]):
+            break
     verdict = session.verdict()
     _redirect(recipients, verdict)
     return result | _verdict(verdict, mail_from, recipients)

@@ -19,12 +19,13 @@ from ..protocol.transaction import Answer
 from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import Verbatim, write, write_value
 from .entries import domain_of
+from .lines import adapted
 from .localside import Local, LocalSide
 from .names import public_name, via
 from .peer import Peer
 from .routing import Side
 
-__all__ = ["answer_address", "compose_answer", "mmsc_address", "restated"]
+__all__ = ["answer_address", "compose_answer", "mmsc_address", "restated", "written_fields"]
 
 
 def answer_address(pdu: Pdu, mail_from: str, side: Side) -> str | None:
@@ -88,18 +89,29 @@ def compose_answer(
         "message_class": "Personal",
         "content_type": Verbatim("text/plain; charset=us-ascii"),
     }
-    written = dialect.written(answer_type)
+    written = written_fields(answer_type, dialect, side.peer)
     values = {name: value for name, value in offers.items() if name in written}
     # Said wherever there is something to say, and a place for it.
-    said = {"transaction_id": _echo(pdu, "transaction_id"), "message_id": _echo(pdu, "message_id"), "status_text": text}
+    said: dict[str, Any] = {"transaction_id": _echo(pdu, "transaction_id"), "message_id": _echo(pdu, "message_id")}
+    if side.peer is None or side.peer.res.status_text is not False:
+        said["status_text"] = text
     values |= {name: value for name, value in said.items() if (answer_type, name) in dialect.row_of}
     lines = write(answer_type, values, dialect, partial=True)
     lines.append(("Message-ID", f"<{public_name(token, 'answer')}@{local.domain}>"))
     if "content_type" in written:
         lines.append(("MIME-Version", "1.0"))
+    if side.peer is not None:
+        lines = adapted(lines, side.peer, dialect, answer_type)
     mail_from = local.system_address if side.peer is None or side.peer.mail_from == "system" else ""
     to = rcpt_to if side.peer is None else via(rcpt_to, side.name)
     return Answer(to, mail_from, answer_type, status, join(lines, b""))
+
+
+def written_fields(answer: str, dialect: Dialect, peer: Peer | None) -> frozenset[str]:
+    """The fields of a RES that are written of our own accord: the dialect's, and as the peer's entry has it (`res`)."""
+    wanted = peer.res.model_dump(exclude_none=True) if peer is not None else {}
+    more = {name for name, yes in wanted.items() if yes and (answer, name) in dialect.row_of}
+    return (dialect.written(answer) | more) - {name for name, yes in wanted.items() if not yes}
 
 
 def restated(answer: Answer, status: str, text: str | None, dialect: Dialect) -> Answer:

@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..protocol.dialect import check_name, is_file
+from ..protocol.dialect import builtin, check_name, is_file
 from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import ConfigError, DialectError
 from ..protocol.located import Document, Path, dotted, explain
 from .config import Config
 from .peer import Peer
 from .routes import absolute
+from .terms import problems as wrong_terms
 
 __all__ = ["dialect_files", "origins", "parse_config", "place"]
 
@@ -40,7 +41,10 @@ def parse_config(text: str, name: str, dialects: Mapping[str, str | DialectError
     except ValidationError as error:
         problems += explain(error, document, Config, lambda path: _in_file(path, document))
     texts = dialects or {}
-    problems += _wrong_dialects(document, texts)
+    wrong = list(_wrong_dialects(document, texts))
+    problems += wrong
+    if config is not None and not wrong:
+        problems += _wrong_terms(document, config, texts)
     if problems or config is None:
         raise ConfigError(document.ordered(problems))
     return _absolute(config, PurePath(name).parent).with_dialects(
@@ -88,6 +92,20 @@ def _wrong_dialects(document: Document, texts: Mapping[str, str | DialectError])
                 parse_dialect(found, path)
         except DialectError as error:
             yield from (document.problem(place_, problem) for problem in error.problems)
+
+
+def _wrong_terms(document: Document, config: Config, texts: Mapping[str, str | DialectError]) -> Iterator[str]:
+    """What of a peer's entry cannot be in its dialect, where the text of that is at hand."""
+    for name, peer in config.peers.items():
+        text: str | DialectError | None = None
+        path = str(PurePath(document.name).parent / peer.dialect)
+        if is_file(peer.dialect):
+            text = texts.get(path)
+            if not isinstance(text, str):
+                continue
+        dialect = parse_dialect(text, path) if isinstance(text, str) else builtin(peer.dialect)
+        for where, what in wrong_terms(peer, dialect):
+            yield document.problem(("peers", name, *where), what)
 
 
 def _in_file(location: tuple[int | str, ...], document: Document) -> Path:

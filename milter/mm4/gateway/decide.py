@@ -24,10 +24,21 @@ from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
 from .identities import acting, concerns, impostor, towards
+from .lines import adapting_edits
 from .localside import Local, LocalSide
 from .names import SIDE_HEADER, strip_via
 from .originator import outside, own_number
-from .outcomes import ACCEPTED, ENDED, LIMITS, NO_RES_ADDRESS, NOT_SERVED, REPLIES, WRONG_ORIGINATOR
+from .outcomes import (
+    ACCEPTED,
+    ENDED,
+    LIMITS,
+    NO_RES_ADDRESS,
+    NOT_SERVED,
+    REPLIES,
+    TOO_OFTEN,
+    WRONG_ORIGINATOR,
+)
+from .policy import flooded, floods, objection, unwelcome
 from .received import answer_received
 from .reports import REPORTS, addressees, original_of, outward_values
 from .rewriting import (
@@ -51,6 +62,7 @@ __all__ = ["decide", "read_mail"]
 CORRUPT = "Error-message-format-corrupt"
 UNSUPPORTED = "Error-unsupported-message"
 DENIED = "Error-service-denied"
+NOT_ACCEPTED = "Error-content-not-accepted"
 NOT_FOUND = "Error-message-not-found"
 
 
@@ -65,7 +77,7 @@ def read_mail(headers: Sequence[Header], router: Router, side: Side) -> Pdu:
 
 
 def _dialect(router: Router, side: Side) -> Dialect:
-    return router.dialects[side.peer.dialect if side.peer else "3gpp"]
+    return router.dialect(side.name)
 
 
 class _Decision:
@@ -98,13 +110,15 @@ class _Decision:
         if pdu.is_answer:
             held = tuple(m for m in self.mail.held if concerns(self.side, m, self.router))
             return answer_received(replace(self.mail, held=held), self.router, self.side, monitor=self.monitor)
+        if self.mail.taken.over is not None:
+            return self._too_often(self.mail.taken.over)
         finding = self._finding()
         if finding is not None:
-            return self._violation(*finding)
+            return self._counted(self._violation(*finding))
         if not self.targets:
             away = f"no way leads to {self.original.originator}, its originator" if self.original else None
             return self._refuse(NOT_SERVED, None, away or "no subscriber among the recipients, and this is no report")
-        return self._forward()
+        return self._watched(self._counted(self._forward()))
 
     # -- what is it
 
@@ -130,6 +144,9 @@ class _Decision:
     def _finding(self) -> tuple[str, str] | None:
         """The first thing that is wrong with a REQ: its request status and what it is; None where it is right."""
         pdu = self.pdu
+        denied = unwelcome(self.side, pdu)
+        if denied is not None:
+            return DENIED, denied
         for problem in pdu.errors:
             completable = COMPLETABLE.get(pdu.type or "", frozenset()) if self.side.peer is None else frozenset()
             if problem.rule == "mandatory" and problem.field in completable:
@@ -151,7 +168,11 @@ class _Decision:
         for place in pdu.found.get("ack_request", ()):
             if len(place.raw) >= MAX_CHANGED:
                 return CORRUPT, f"{place.name} is too long to be changed"
-        return None
+        objected = objection(self.side, self.targets, self.router.config, self.mail.content)
+        flood = flooded(self.side, self.mail.taken)
+        if objected is None and flood is not None and floods(self.side) == "reject":
+            objected = flood
+        return (NOT_ACCEPTED, objected) if objected is not None else None
 
     def _circles(self) -> bool:
         received = sum(1 for h in self.mail.headers if h.name.lower() == "received")
@@ -172,6 +193,20 @@ class _Decision:
         )
 
     # -- what becomes of it
+
+    def _too_often(self, limit: str) -> Verdict:
+        reason = f"over the rate of this link: {limit}"
+        return Verdict(Action.TEMPFAIL, TOO_OFTEN, self.direction, self.pdu, reason=reason, limit=limit)
+
+    def _counted(self, verdict: Verdict) -> Verdict:
+        said = flooded(self.side, self.mail.taken)
+        return replace(verdict, reason=verdict.reason or said, limit="flood") if said is not None else verdict
+
+    def _watched(self, verdict: Verdict) -> Verdict:
+        """A message that goes on: held where its content came too often, and only logged under `monitor`."""
+        if verdict.limit is None or verdict.action is not Action.ACCEPT or self.monitor:
+            return verdict
+        return replace(verdict, action=Action.HOLD) if floods(self.side) == "hold" else verdict
 
     def _violation(self, status: str, reason: str) -> Verdict:
         """A REQ that breaks a rule: answered, refused, or let through and logged, as the peer's entry says."""
@@ -274,7 +309,7 @@ class _Decision:
         peer = self.router.config.peers[name]
         local = towards(name, self.side, self.router)
         assert local is not None
-        dialect = self.router.dialects[peer.dialect]
+        dialect = self.router.dialect(name)
         # Ids that are made are the same on every side: it is one message.
         completed = completions(
             self.pdu, dialect, local, self.mail.mail_from, targets, self.mail.token, self.mail.now
@@ -286,6 +321,7 @@ class _Decision:
             header = dialect.fields[sorted(f for f in lacking if f)[0]].header
             raise ProtocolError(f"{header} is missing and cannot be completed")
         edits = outward_edits(self.pdu, self.dialect, dialect, local, peer, completed)
+        edits = adapting_edits(self.mail.headers, edits, peer, dialect, self.pdu.type or "")
         if self.report is not None:
             sender, parameters = system_sender(local, peer, token)
         else:

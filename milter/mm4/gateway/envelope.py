@@ -22,9 +22,11 @@ from .outcomes import (
     SENDER_OK,
     STRANGER,
     TOO_LARGE,
+    TOO_MANY,
     TOO_MANY_SIDES,
     WRONG_SENDER,
 )
+from .policy import crowded
 from .routing import LOCAL, Router, Side
 from .sides import side_key
 from .verdict import Destination, Recipient
@@ -89,6 +91,8 @@ def receive(
         link = router.config.peers.get(destination.side)
         if link and link.max_size is not None and size is not None and size > link.max_size:
             return Recipient(path, TOO_LARGE)
+    if crowded(side, destination.side, router.config, [d.side for d in accepted]):
+        return Recipient(path, TOO_MANY)
     return Recipient(path, RECIPIENT_OK, destination)
 
 

@@ -136,12 +136,12 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
     given = _EXAMPLES.get(model, {}).get(name)
     if given is not None:
         yield f"{name}: {given}"
-    elif inner := next((m for m in models(info.annotation) if m in (Ack, Login, Pace, Rotate)), None):
-        yield f"# {name}:"
-        yield from _nested(inner)
     elif info.annotation is Tls:
         yield f"{name}:"
         yield from _indented(_keys(Tls))
+    elif (section := next(models(info.annotation), None)) and (model, name) not in _EXPLAINED:
+        yield f"# {name}:"
+        yield from _nested(section)
     else:
         explained = _EXPLAINED.get((model, name))
         yield from _bullets(explained) if explained else ()
@@ -159,12 +159,18 @@ def _bullets(model: type[BaseModel]) -> Iterator[str]:
 def _nested(model: type[BaseModel]) -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield from (f"#   {line[2:]}" for line in _comment(info.description or ""))
-        text = "" if info.is_required() else _WRITTEN.get(name) or _plain(info.default)
+        section = next(models(info.annotation), None)
+        if section is not None:
+            yield f"#   {name}: {{{', '.join(section.model_fields)}}}"
+            continue
+        text = "" if info.is_required() else _WRITTEN.get(name)
+        if text is None:
+            text = _plain(info.get_default(call_default_factory=True))
         yield f"#   {name}: {text}".rstrip()
 
 
 # Defaults of durations and sizes as the file writes them; the schema holds seconds and bytes.
-_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h", "quota": "1GB"}
+_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h", "quota": "1GB", "window": "1h"}
 
 
 def _plain(value: Any) -> str:

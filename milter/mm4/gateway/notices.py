@@ -20,8 +20,10 @@ from ..protocol.writer import Verbatim, write
 from .answers import restated
 from .dispositions import Disposition, disposition
 from .entries import domain_of
+from .lines import adapted
 from .localside import Local
 from .names import public_name
+from .peer import Peer
 from .reports import addressees
 from .rewriting import inward_sender, system_sender
 from .routing import LOCAL, Router
@@ -123,7 +125,7 @@ def _report(
     peer = router.config.peers.get(source)
     originator, reporter = parse_address(transaction.originator), parse_address(transaction.recipient)
     if peer is not None:
-        local, dialect = _identity(transaction.recipient, message, router), router.dialects[peer.dialect]
+        local, dialect = _identity(transaction.recipient, message, router), router.dialect(source)
         theirs, behind = peer.write_domain, local.domain
         mail_from, _ = system_sender(local, peer, token)
     else:
@@ -158,7 +160,7 @@ def _report(
         report=found.mm_status,
         due_at=now + timedelta(seconds=ack.timeout) if ack is not None else None,
     )
-    mail = _mail(REPORT, values, dialect, local, identifier)
+    mail = _mail(REPORT, values, dialect, local, identifier, peer)
     return Notice(record, Answer(destination.becomes or "", mail_from, REPORT, found.mm_status, mail))
 
 
@@ -223,7 +225,9 @@ def _released(
     return Notice(record, answer)
 
 
-def _mail(pdu: str, values: dict[str, Any], dialect: Dialect, local: Local, identifier: str) -> bytes:
+def _mail(
+    pdu: str, values: dict[str, Any], dialect: Dialect, local: Local, identifier: str, peer: Peer | None = None
+) -> bytes:
     """The whole mail; every address has its domain and every byte is ASCII, so that Postfix changes nothing."""
     system = parse_address(local.system_address)
     values |= {"sender_header": system, "originator_system": system}
@@ -232,7 +236,7 @@ def _mail(pdu: str, values: dict[str, Any], dialect: Dialect, local: Local, iden
     lines += [("Message-ID", f"<{identifier}>"), ("MIME-Version", "1.0")]
     if not any(name == "Content-Type" for name, _ in lines):
         lines.append(("Content-Type", "text/plain; charset=us-ascii"))
-    return join(lines, b"")
+    return join(adapted(lines, peer, dialect, pdu) if peer else lines, b"")
 
 
 def _record(

@@ -25,7 +25,9 @@ __all__ = [
     "SENDER_OK",
     "STRANGER",
     "TOO_LARGE",
+    "TOO_MANY",
     "TOO_MANY_SIDES",
+    "TOO_OFTEN",
     "WRONG_ORIGINATOR",
     "WRONG_SENDER",
 ]
@@ -51,6 +53,8 @@ STRANGER = Reply(550, "5.7.1", "This host exchanges MMS with its peers only")
 WRONG_SENDER = Reply(550, "5.7.1", "Sender address is not in this peer's domains")
 WRONG_ORIGINATOR = Reply(550, "5.7.1", "The originator is no subscriber of this client's operator")
 TOO_LARGE = Reply(552, "5.3.4", "Message exceeds the size agreed for this link")
+TOO_MANY = Reply(452, "4.5.3", "Too many recipients for one message, send the others again")
+TOO_OFTEN = Reply(451, "4.7.1", "More messages than agreed for this link, try again later")
 NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
 ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")
 TOO_MANY_SIDES = Reply(452, "4.5.3", "Recipients of too many operators in one message, send the others again")

@@ -23,6 +23,7 @@ from .entries import (
 )
 from .outgoing import Login, Pace, Source, Tls
 from .section import Section, place
+from .terms import Content, Extras, Flood, Headers, PduType, Rate, Version
 
 __all__ = ["Ack", "Peer"]
 
@@ -89,7 +90,43 @@ class Peer(Section):
     mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
         "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
     )
-    max_size: Size | None = Field(None, description="Largest message on the wire, both ways. Default: Postfix's limit.")
+    mms_version: Version | None = Field(
+        None, description="MMS version of all that this peer gets from us. Default: the dialect's in what we write, "
+        "the sender's own in what we pass on."
+    )  # fmt: skip
+    res: Extras = Field(
+        default_factory=Extras, description="Headers of our RES to this peer, yes or no each. Default: the dialect's."
+    )
+    headers: Headers = Field(default_factory=Headers, description="Headers of all that this peer gets from us.")
+    pdus: list[PduType] | None = Field(
+        None,
+        min_length=1,
+        description="PDUs that this peer may send, for example [MM4_forward.REQ, MM4_forward.RES]. Another REQ is a "
+        "violation (Error-service-denied), another RES is refused. Left out: all.",
+    )
+    max_size: Size | None = Field(
+        None,
+        description="Largest message on the wire, both ways: by SIZE at MAIL, and by what came where a rule below has "
+        "the body read. Default: Postfix's limit.",
+    )
+    max_content: Size | None = Field(
+        None,
+        description="Largest content of a forward.REQ when decoded, all parts together, both ways. Has the body read.",
+    )
+    max_recipients: int | None = Field(
+        None, ge=1, description="Recipients of one message, both ways; the others get 452 and come again."
+    )
+    content: Content = Field(
+        default_factory=Content, description="Content types of a forward.REQ, both ways. Has the body read."
+    )
+    rate: Rate = Field(
+        default_factory=Rate,
+        description="Messages (REQs) that this peer may send, counted for all processes and hosts; over it 451, and "
+        "the peer keeps them. What goes to the peer has its `pace`.",
+    )
+    flood: Flood | None = Field(
+        None, description="The same content over and over from this peer. Left out: not watched. Has the body read."
+    )
     on_violation: Literal["respond", "reject", "monitor"] = Field(
         "respond",
         description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
@@ -138,6 +175,10 @@ class Peer(Section):
             raise ValueError(place("source") + "source takes one address for IPv4 and one for IPv6")
         if hop is not None and self.source and hop.version not in self.families:
             raise ValueError(place("source") + f"source needs an IPv{hop.version} address for next_hop {self.next_hop}")
+        if self.ack.request and not self.may_send("MM4_forward.RES"):
+            raise ValueError(
+                place("pdus") + "leaves out MM4_forward.RES, for which ack.request asks; add it, or set ack.request: no"
+            )
         return self
 
     @property
@@ -149,3 +190,17 @@ class Peer(Section):
     def write_domain(self) -> str:
         """The domain that we write behind a number towards this peer."""
         return self.recipient_domain or self.domains[0]
+
+    def may_send(self, pdu: str) -> bool:
+        """Whether this peer may send us a PDU, by its 3GPP name."""
+        return self.pdus is None or pdu in self.pdus
+
+    @property
+    def judges_content(self) -> bool:
+        """Whether a message of or for this peer is judged by what it holds."""
+        return self.max_content is not None or bool(self.content.allow or self.content.refuse)
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether a rule of this peer needs the body of messages."""
+        return self.judges_content or self.flood is not None

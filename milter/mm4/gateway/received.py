@@ -14,14 +14,16 @@ from ..protocol.transaction import Direction, Message, State
 from .answers import restated
 from .envelope import bare
 from .outcomes import ACCEPTED, ENDED, REPLIES
+from .policy import unwelcome
 from .rewriting import commit_recipient
-from .routing import Router, Side
+from .routing import LOCAL, Router, Side
 from .verdict import Action, Arrival, Mail, Verdict
 
 __all__ = ["answer_received"]
 
 CORRUPT = "Error-message-format-corrupt"
 UNSUPPORTED = "Error-unsupported-message"
+DENIED = "Error-service-denied"
 
 _SAYING = frozenset({None, "message_type", "transaction_id", "status_code"})
 """Fields without which a RES says nothing; None is the header block as a whole."""
@@ -35,6 +37,9 @@ def answer_received(mail: Mail, router: Router, side: Side, *, monitor: bool) ->
     pdu = mail.pdu
     direction = Direction.IN if side.peer else Direction.OUT
     errors = {problem.field for problem in pdu.errors}
+    denied = unwelcome(side, pdu)
+    if denied is not None and not monitor:
+        return Verdict(Action.REJECT, REPLIES[DENIED], direction, pdu, status=DENIED, reason=denied)
     if pdu.type is None or errors & _SAYING:
         problem = pdu.errors[0].text if pdu.errors else "unknown type"
         if monitor:
@@ -60,7 +65,7 @@ def answer_received(mail: Mail, router: Router, side: Side, *, monitor: bool) ->
         (pdu.get("status_text") or "")[:_LONGEST_TEXT] or None,
         tuple(a.key for a in pdu.get("request_recipients") or () if a.kind is not Kind.INVALID),
     )
-    reason = pdu.errors[0].text if errors else None
+    reason = f"monitor: {denied}" if denied else pdu.errors[0].text if errors else None
     if passed_on is not None:
         return replace(passed_on, arrival=arrival, reason=reason)
     return Verdict(Action.DISCARD, ENDED, direction, pdu, status=arrival.status, reason=reason, arrival=arrival)
@@ -116,10 +121,11 @@ def _passed_on(
 ) -> Verdict:
     """A RES for whom it was waited for: in the terms of the one who asked, with his ids as they were."""
     pdu = mail.pdu
-    peer = router.config.peers.get(held.peer)
-    dialect = router.dialects["3gpp" if held.direction is Direction.OUT or peer is None else peer.dialect]
+    told = LOCAL if held.direction is Direction.OUT else held.peer
+    peer = router.config.peers.get(told)
+    text = pdu.get("status_text") if peer is None or peer.res.status_text is not False else None
     assert held.answer is not None
-    answer = restated(held.answer, status, pdu.get("status_text"), dialect)
+    answer = restated(held.answer, status, text, router.dialect(told))
     record = Message(
         mail.token, direction, held.peer, pdu.type or "", mail.queue_id, mail.host, mail.now, (),
         answer=answer, source=side.name, copy_of=held.token,

@@ -117,6 +117,8 @@ def outward_edits(
     values = dict(completed)
     values["message_type"] = pdu.type
     values["originator_system"] = parse_address(local.system_address)
+    if peer.mms_version is not None:
+        values["mms_version"] = peer.mms_version
     if peer.ack.request != pdu.ack_request:
         values["ack_request"] = peer.ack.request
     for field in target.fields.values():

@@ -7,7 +7,7 @@ fits wins. What a route asks of others comes through the caller's `Lookups`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..protocol.address import Address, Kind
@@ -72,6 +72,12 @@ class Router:
         self.config = config
         # Loaded now, so that no message waits for it.
         self.dialects = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
+        self.reads_bodies = any(peer.reads_body for peer in config.peers.values())
+        """Whether any rule needs the body of a message."""
+        self._spoken = {
+            name: replace(self.dialects[peer.dialect], version=peer.mms_version or self.dialects[peer.dialect].version)
+            for name, peer in config.peers.items()
+        }
         self._identities = {name: _identities(config, peer) for name, peer in config.peers.items()}
         self.pinned = pinned(config.peers)
         """Whether a client's fingerprint has to be known to tell who it is."""
@@ -92,6 +98,10 @@ class Router:
         self.own_domains = frozenset(local.domain for local in config.local)
         self.several = len(self.own_domains) > 1
         """Whether we are more than one operator."""
+
+    def dialect(self, side: str) -> Dialect:
+        """What is spoken with a peer, or with a side of ours: 3gpp."""
+        return self._spoken.get(side) or self.dialects["3gpp"]
 
     def side(self, client: Client) -> Side | None:
         """The side of a client; None for a stranger and for what has no address."""

@@ -9,8 +9,10 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ..protocol.content import Content
 from ..protocol.errors import Reply
 from ..protocol.headers import Header
+from ..protocol.limits import Taken
 from ..protocol.pdu import Pdu
 from ..protocol.transaction import Answer, Direction, Message, Original
 from .edits import Edit
@@ -25,6 +27,8 @@ class Action(enum.StrEnum):
     REJECT = "reject"
     TEMPFAIL = "tempfail"
     DISCARD = "discard"
+    HOLD = "hold"
+    """Accepted, and kept in Postfix's hold queue until somebody releases it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,10 @@ class Mail:
     originals: tuple[Original, ...] = ()
     size: int | None = None
     """Bytes on the wire, as the client said at MAIL."""
+    content: Content | None = None
+    """What the body holds, where a rule had it read."""
+    taken: Taken = field(default_factory=Taken)
+    """What the limits of the peer say of it."""
     held: tuple[Message, ...] = ()
     """For a RES: earlier messages of its transaction id whose own RES waits for it, newest first."""
 
@@ -136,6 +144,8 @@ class Verdict:
     """The request status that this message deserved, for the log and the counters."""
     reason: str | None = None
     """Why, where it was not simply accepted."""
+    limit: str | None = None
+    """The limit that it was over, for the log and the counters."""
     mail_from: str | None = None
     """The new envelope sender; None leaves it."""
     mail_from_parameters: str = ""

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..gateway.answers import written_fields
 from ..gateway.config import Config
 from ..gateway.entries import parse_next_hop
 from ..gateway.identity import pinned
@@ -126,7 +127,7 @@ def _dialect(config: Config, name: str, dialect: Dialect) -> Iterator[Finding]:
     lacking = [
         dialect.fields[field].header
         for field in ("sender", "date")
-        if field not in dialect.written("MM4_forward.RES")
+        if field not in written_fields("MM4_forward.RES", dialect, config.peers[name])
     ]
     if lacking and config.submit == "sendmail":
         yield Finding(

@@ -73,8 +73,16 @@ NOTICES = Counter(
     registry=None,
 )
 
+LIMITED = Counter(
+    "mm4_limited",
+    "Messages over a limit of their peer, by peer and limit: second, day, the same of an originator, flood.",
+    ("peer", "limit"),
+    registry=None,
+)
+
 METRICS = (
     MESSAGES, REFUSED, LOOKUPS, EOM_SECONDS, ANSWERS, BOUNCES, CDR_FILES, CDR_RECORDS, UNANSWERED, COPIES, NOTICES,
+    LIMITED,
 )  # fmt: skip
 
 
@@ -87,6 +95,8 @@ class Counters:
         kind = (pdu.type or ("unknown" if pdu.mm4 else "none")) if pdu else "none"
         MESSAGES.labels(peer, verdict.direction, kind, verdict.action, verdict.status or "none").inc()
         EOM_SECONDS.observe(seconds)
+        if verdict.limit is not None:
+            LIMITED.labels(peer, verdict.limit).inc()
 
     def refused(self, where: str, peer: str, reply: Reply) -> None:
         """A client was refused at MAIL or RCPT."""

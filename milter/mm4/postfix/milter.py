@@ -1,8 +1,9 @@
 """The one module that touches pymilter: collect Postfix's events, apply a verdict, nothing else.
 
 libmilter calls one message's events on different threads of its pool, hence no thread-local state here. The
-body is never asked for. A callback that fails answers 451 and the peer keeps the message; the verdict of a
-message whose header event failed is 451 too.
+body is asked for only where a rule of some peer needs it: that is agreed on anew with each connection, before its
+client is known, and of a message that needs no reading one chunk comes. A callback that fails answers 451 and the peer
+keeps the message; the verdict of a message whose header event failed is 451 too.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from ..protocol.errors import InternalError, Reply
 from .fingerprints import FINGERPRINTS_SOCKET, fingerprint_of_client
 from .session import Runtime, Session
 
-__all__ = ["libmilter_version", "serve"]
+__all__ = ["connection_class", "libmilter_version", "serve"]
 
 log = logging.getLogger("mm4.milter")
 
 # The C module; our own folder milter/ must not be mistaken for it.
 libmilter: Any = Milter.milter
 
-_ACTIONS = Milter.CHGHDRS | Milter.ADDHDRS | Milter.ADDRCPT | Milter.ADDRCPT_PAR | Milter.DELRCPT | Milter.CHGFROM
+_ACTIONS = (
+    Milter.CHGHDRS | Milter.ADDHDRS | Milter.ADDRCPT | Milter.ADDRCPT_PAR | Milter.DELRCPT | Milter.CHGFROM
+    | Milter.QUARANTINE
+)  # fmt: skip
 
 
 def _guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,10 +57,10 @@ def _guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
 class Connection(Milter.Base):  # type: ignore[misc]
     """One milter connection, which is one SMTP client connection."""
 
-    runtime: Runtime
-
-    def __init__(self) -> None:
-        self.session = Session(self.runtime)
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.session = Session(runtime)
+        self.session.reads_bodies = False
         self.port = 0
 
     def answer(self, reply: Reply) -> int:
@@ -119,7 +123,7 @@ class Connection(Milter.Base):  # type: ignore[misc]
     def eom(self) -> int:
         self.session.queue_id = self.getsymval("i") or self.session.queue_id
         verdict = self.session.verdict()
-        if verdict.action is Action.ACCEPT:
+        if verdict.action in (Action.ACCEPT, Action.HOLD):
             self._apply(verdict)
             return int(Milter.ACCEPT)
         if verdict.action is Action.DISCARD:
@@ -147,11 +151,37 @@ class Connection(Milter.Base):  # type: ignore[misc]
             self.addrcpt(f"<{address}>", parameters)
         if verdict.mail_from is not None:
             self.chgfrom(f"<{verdict.mail_from}>", verdict.mail_from_parameters)
+        if verdict.action is Action.HOLD:
+            # Postfix cuts it at 100 bytes.
+            self.quarantine(f"mm4: {verdict.reason or 'held'}")
+
+
+class ReadingConnection(Connection):
+    """A connection that has bodies shown."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self.session.reads_bodies = True
+
+    @classmethod
+    def protocol_mask(cls) -> int:
+        # pymilter finds out by looking for a body(), but keeps what it found for the class above.
+        return int(super().protocol_mask()) | int(Milter.P_NOBODY | Milter.P_NR_BODY)
+
+    @_guarded
+    def body(self, chunk: bytes) -> int:
+        wanted = self.session.body(chunk)
+        return int(Milter.CONTINUE if wanted or not self._protocol & Milter.P_SKIP else Milter.SKIP)
 
 
 def _text(value: bytes) -> str:
     # Latin-1 keeps every byte: what is given back to delrcpt must be the very string that was seen.
     return value.decode("latin-1")
+
+
+def connection_class(runtime: Runtime) -> Callable[[], Connection]:
+    """What serves a connection that begins now."""
+    return functools.partial(ReadingConnection if runtime.router.reads_bodies else Connection, runtime)
 
 
 def libmilter_version() -> str:
@@ -162,8 +192,12 @@ def libmilter_version() -> str:
 def serve(descriptor: int, runtime: Runtime) -> None:
     """Serve milter connections on a listening, non-blocking socket until libmilter stops. One call a process."""
     os.set_inheritable(descriptor, False)
-    bound = type("BoundConnection", (Connection,), {"runtime": runtime})
-    Milter.factory = bound
+
+    def connection() -> Connection:
+        """Chosen for each new one, so that a reload needs no new process."""
+        return connection_class(runtime)()
+
+    Milter.factory = connection
     Milter.set_flags(_ACTIONS)
     libmilter.set_exception_policy(libmilter.TEMPFAIL)
     libmilter.setbacklog(200)

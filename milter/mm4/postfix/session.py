@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
@@ -25,12 +25,16 @@ from ..gateway.identity import Client
 from ..gateway.logline import logline
 from ..gateway.matching import Lookups, NoLookups
 from ..gateway.originator import outside
-from ..gateway.outcomes import DRAINING
+from ..gateway.outcomes import DRAINING, TOO_OFTEN
+from ..gateway.policy import at_mail, limits_of, scanner_of
 from ..gateway.reports import question_of
 from ..gateway.routing import LOCAL, Router, Side
 from ..gateway.verdict import Action, Mail, Recipient, Verdict
+from ..protocol.content import Scanner
 from ..protocol.errors import InternalError, LookupUnavailable, Mm4Error, Reply, StoreError
 from ..protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS, Header
+from ..protocol.limits import Limit, Standing, Taken, take
+from ..protocol.pdu import Pdu
 from ..protocol.transaction import Direction, Message, Original, Recording
 
 __all__ = ["EOM_SECONDS", "History", "Ledger", "Observer", "Runtime", "Session"]
@@ -57,6 +61,9 @@ class History(Protocol):
     def held(self, transaction_id: str, message_id: str | None, peer: str | None) -> tuple[Message, ...]:
         """The messages whose own RES waits for the one to this transaction, newest first."""
 
+    def standings(self, keys: Collection[str]) -> Mapping[str, Standing]:
+        """How far limits are used, by key."""
+
 
 class Ledger(History, Protocol):
     """What a session asks of the store that it writes."""
@@ -65,6 +72,9 @@ class Ledger(History, Protocol):
         self, message: Message, window: timedelta | None, splits: Sequence[Message] = ()
     ) -> concurrent.futures.Future[Recording]:
         """Keep a message, its transactions and its parts for further sides, and say what of it came before."""
+
+    def take(self, limits: Sequence[Limit], now: datetime) -> concurrent.futures.Future[Taken]:
+        """Count one message for all of the limits, or for none where it is over one of them."""
 
     def withdraw(self, token: str) -> concurrent.futures.Future[None]:
         """Forget a message that was refused after all, if it was kept."""
@@ -142,6 +152,8 @@ class Session:
         self.subject: str | None = None
         self.login: str | None = None
         self.fingerprint: str | None = None
+        self.reads_bodies = True
+        """Whether this connection shows bodies, if a rule needs them: agreed on before anything else."""
         self.connected = False
         self.open = False
         self._reset(runtime.router)
@@ -156,6 +168,9 @@ class Session:
         self.header_bytes = 0
         self.queue_id = ""
         self.judged: Mail | None = None
+        self.pdu: Pdu | None = None
+        self.body_began = False
+        self.scanner: Scanner | None = None
         self.fault: BaseException | None = None
 
     # -- events, in the order of SMTP
@@ -176,12 +191,15 @@ class Session:
         """MAIL: a new message begins, with the configuration of this moment."""
         self.end()
         self._reset(self.runtime.router)
-        if self.runtime.draining:
+        if self.runtime.draining or (self.router.reads_bodies and not self.reads_bodies):
+            # The second: a reload brought the first rule that needs a body. A new connection shows it.
             return DRAINING
         self.side = self.router.side(Client(self.client, self.subject, self.login, self.fingerprint))
         self.mail_from = bare(path)
         self.size = size_of(parameters)
         reply = admit(self.side, self.mail_from, self.size)
+        if reply.positive:
+            reply = self._in_time(reply)
         if not reply.positive:
             self._refused("mail", reply, mail_from=self.mail_from)
             return reply
@@ -212,13 +230,21 @@ class Session:
             self.headers.append(Header(name, value))
         self.header_bytes += len(name) + len(value)
 
+    def body(self, chunk: bytes) -> bool:
+        """One piece of the body; whether the next one is wanted."""
+        if not self.body_began and self.side is not None:
+            self.body_began = True
+            pdu = self._read(self.side)
+            self.scanner = scanner_of(pdu, self.headers, self.side, self.recipients, self.router.config)
+        return self.scanner is not None and self.scanner.feed(chunk)
+
     def verdict(self) -> Verdict:
         """The end of the message: decide, commit, and only then say so. Never raises."""
         started = time.monotonic()
         try:
             if self.fault is not None:
                 raise InternalError(f"an earlier event failed: {self.fault!r}")
-            verdict = self._commit(self._decide(), started)
+            verdict = self._commit(self._decide(started), started)
         except Mm4Error as error:
             verdict = Verdict(Action.TEMPFAIL, error.reply, self._direction(), reason=str(error))
         except Exception as error:
@@ -247,10 +273,41 @@ class Session:
     def _direction(self) -> Direction:
         return Direction.OUT if self.side is None or self.side.peer is None else Direction.IN
 
-    def _decide(self) -> Verdict:
+    def _in_time(self, reply: Reply) -> Reply:
+        """The reply to MAIL, in the light of how fast this peer sends."""
+        limit = at_mail(self.side) if self.side is not None else None
+        history = self.runtime.history or self.runtime.store
+        if limit is None or history is None:
+            return reply
+        try:
+            standing = history.standings([limit.key]).get(limit.key)
+        except StoreError as error:
+            return error.reply
+        return TOO_OFTEN if limit.after(standing, self.runtime.clock()) is None else reply
+
+    def _read(self, side: Side) -> Pdu:
+        if self.pdu is None:
+            self.pdu = read_mail(self.headers, self.router, side)
+        return self.pdu
+
+    def _taken(self, limits: Sequence[Limit], now: datetime, started: float) -> Taken:
+        """What the limits say of this message, which counts for them from now on; in a dry run it does not."""
+        if not limits:
+            return Taken()
+        if self.runtime.store is not None:
+            return self._committed(self.runtime.store.take(limits, now), started)
+        history = self.runtime.history
+        return take(limits, history.standings([limit.key for limit in limits]), now) if history else Taken()
+
+    def _decide(self, started: float) -> Verdict:
         if self.side is None:
             raise InternalError("end of message without MAIL")
-        pdu = read_mail(self.headers, self.router, self.side)
+        pdu = self._read(self.side)
+        now = self.runtime.clock()
+        if self.router.reads_bodies and not self.body_began:
+            self.body(b"")  # an empty one is no event
+        content = self.scanner.close() if self.scanner is not None else None
+        taken = self._taken(limits_of(self.side, pdu, content, now), now, started)
         history = self.runtime.history or self.runtime.store
         question = question_of(pdu, self.side)
         originals: tuple[Original, ...] = ()
@@ -272,9 +329,11 @@ class Session:
             queue_id=self.queue_id,
             host=self.runtime.host,
             token=self.runtime.new_token(),
-            now=self.runtime.clock(),
+            now=now,
             originals=originals,
             size=self.size,
+            content=content,
+            taken=taken,
             held=held,
         )
         self.judged = mail
@@ -361,6 +420,7 @@ class Session:
                 reply=None if verdict.reply.positive else verdict.reply,
                 answer=verdict.answers[0].status if verdict.answers else None,
                 warnings=sum(p.severity == "warning" for p in pdu.problems) or None if pdu else None,
+                limit=verdict.limit,
                 reason=verdict.reason,
                 ms=seconds * 1000,
             ),

@@ -29,6 +29,8 @@ _EXPECTED = {
     "bool_parsing": "expects yes or no",
     "int_type": "expects a whole number",
     "int_parsing": "expects a whole number",
+    "float_type": "expects a number",
+    "float_parsing": "expects a number",
     "list_type": "expects a list",
     "dict_type": "expects keys with values",
     "model_type": "expects keys with values",
