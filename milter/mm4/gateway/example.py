@@ -16,10 +16,10 @@ from ..protocol.located import models
 from .config import Config
 from .credentials import Certificate, Sasl
 from .credentials import Tls as ServiceTls
-from .host import Cdr, Folders, Rotate, Service, Spool
+from .host import Cdr, Folders, Service, Spool
 from .localside import Local, LocalSide
-from .outgoing import Login, Pace, Tls
-from .peer import Ack, Peer
+from .outgoing import Tls
+from .peer import Peer
 from .routes import ROUTES, Enum, Http, PrefixRoute, Range
 
 __all__ = ["example"]
@@ -139,7 +139,7 @@ def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:
     elif info.annotation is Tls:
         yield f"{name}:"
         yield from _indented(_keys(Tls))
-    elif (section := next(models(info.annotation), None)) and (model, name) not in _EXPLAINED:
+    elif (section := next(models(info.annotation), None)) and name != "sides" and (model, name) not in _EXPLAINED:
         yield f"# {name}:"
         yield from _nested(section)
     else:
