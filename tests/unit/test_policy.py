@@ -64,7 +64,7 @@ def test_a_policy_key_holds(row: Row) -> None:
 # What is no policy, and tested by others: who the peer is, where it is, how it is reached, and who answers.
 ELSEWHERE = {
     "domains", "recipient_domain", "networks", "next_hop", "tls", "login", "pace", "source", "local", "system_address",
-    "identity", "certificates", "logins", "own_numbers", "transit", "delivery_report", "answers", "ack.timeout", "ack.retry",
+    "addresses", "region", "identity", "certificates", "logins", "own_numbers", "transit", "delivery_report", "answers", "ack.timeout", "ack.retry",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from ..protocol.retry import Retry
 from .entries import Duration, StoreUrl, domain_of
 from .host import Cdr, Folders, Service, Spool
 from .identity import clashes, unarmed
+from .internet import INTERNET, InternetMail
 from .localside import Local
 from .names import PEER_NAME
 from .peer import Peer
@@ -23,6 +24,8 @@ from .routes import Route, wrong_routes
 from .section import Section, place
 
 __all__ = ["Config"]
+
+LOCAL_NAME = "local"
 
 
 class Config(Section):
@@ -34,6 +37,9 @@ class Config(Section):
         default_factory=list,
         description="Where numbers that we do not serve go. The rows are asked in the order written, and the first "
         "that fits counts; each is of one of these kinds. A look-up that fails is 451 for the recipient.",
+    )
+    mail: InternetMail = Field(
+        default_factory=InternetMail, description="Internet mail beside MMS (docs/addresses.md)."
     )
     duplicates: Duration = Field(
         1_296_000, description="How long a peer's REQ with the same ids and content counts as the same one: it is not "
@@ -102,9 +108,10 @@ class Config(Section):
 
 def _peer_names(peers: dict[str, Peer]) -> list[str]:
     return [
-        place("peers", name) + f"{name!r} is no peer name: a letter, then at most 29 of a-z, 0-9 and -, and not local"
+        place("peers", name)
+        + f"{name!r} is no peer name: a letter, then at most 29 of a-z, 0-9 and -; not {LOCAL_NAME}, not {INTERNET}"
         for name in peers
-        if not PEER_NAME.match(name) or name == "local"
+        if not PEER_NAME.match(name) or name in (LOCAL_NAME, INTERNET)
     ]
 
 

@@ -23,7 +23,9 @@ from .answers import answer_address, compose_answer, mmsc_address
 from .duplicates import digest
 from .edits import MAX_CHANGED, Edit, in_order
 from .envelope import HOME
+from .forms import Form, hidden
 from .identities import acting, concerns, impostor, towards
+from .internet import INTERNET, MMS_FORM, as_request, is_ordinary, mail_edits, mail_sender, request_values
 from .lines import adapting_edits
 from .localside import Local, LocalSide
 from .names import SIDE_HEADER, strip_via
@@ -71,9 +73,14 @@ def decide(mail: Mail, router: Router, side: Side) -> Verdict:
     return _Decision(mail, router, side).verdict()
 
 
-def read_mail(headers: Sequence[Header], router: Router, side: Side) -> Pdu:
-    """Header lines as a PDU, in the dialect of the side that they came from."""
-    return read(headers, _dialect(router, side), side.local.region if side.peer is None else None)
+def read_mail(headers: Sequence[Header], mail_from: str, router: Router, side: Side) -> Pdu:
+    """Header lines as a PDU, in the dialect of the side that they came from.
+
+    Ordinary mail of somebody on our side, where it may become an MMS, is read as the forward.REQ that it will be.
+    """
+    pdu = read(headers, _dialect(router, side), side.region)
+    ordinary = not pdu.mm4 and side.peer is None and bool(mail_from) and router.config.mail.submit
+    return as_request(headers, side.region) if ordinary else pdu
 
 
 def _dialect(router: Router, side: Side) -> Dialect:
@@ -91,6 +98,7 @@ class _Decision:
         self.local = side.local
         self.dialect: Dialect = _dialect(router, side)
         self.direction = Direction.IN if side.peer else Direction.OUT
+        self.ordinary = is_ordinary(mail.pdu)
         numbers = tuple(r for r in mail.recipients if r.destination and r.destination.side != HOME)
         self.report = REPORTS.get(self.pdu.type or "")
         envelope = (parse_address(r.raw) for r in mail.recipients)
@@ -156,6 +164,9 @@ class _Decision:
         if self.report is not None and self.original is None:
             way = "came here for" if self.side.peer is None else f"went to {self.side.name} for"
             return NOT_FOUND, f"no message {pdu.get('message_id')!r} {way} {pdu.raw('sender')}"
+        beyond = any(r.destination and r.destination.side == INTERNET for r in self.targets)
+        if beyond and hidden(pdu):
+            return DENIED, "a sender who hides cannot write to an e-mail address (RFC 4356 2.1.3.2)"
         if self._circles():
             return DENIED, "the message runs in circles"
         if self.side.peer is not None:
@@ -253,8 +264,8 @@ class _Decision:
             peer = self.router.config.peers.get(target.side)
             if self.report.asked == "delivery_report" and peer is not None and peer.delivery_report == "off":
                 return self._suppressed(target.side, answer, "this peer gets no delivery reports")
-        names = (side[0].destination.side for side in sides if side[0].destination)
-        strange = next((n for n in names if n != LOCAL and towards(n, self.side, self.router) is None), None)
+        names = {side[0].destination.side for side in sides if side[0].destination} & self.router.config.peers.keys()
+        strange = next((name for name in sorted(names) if towards(name, self.side, self.router) is None), None)
         if strange is not None:
             return self._refuse(REPLIES[DENIED], DENIED, f"{strange} is no peer of {self.local.domain}")
         try:
@@ -285,7 +296,9 @@ class _Decision:
         """What the side of these recipients gets. Raises ProtocolError."""
         destination = targets[0].destination
         assert destination is not None
-        return self._inward(targets, token) if destination.side == LOCAL else self._outward(targets, token)
+        if destination.side == LOCAL:
+            return self._submitted(targets, token) if self.ordinary else self._inward(targets, token)
+        return self._internet(targets, token) if destination.side == INTERNET else self._outward(targets, token)
 
     def _sender_side(self) -> Local | LocalSide:
         """Which of our own systems sent this: the one that serves its originator."""
@@ -299,9 +312,9 @@ class _Decision:
         sender, parameters = inward_sender(local, token)
         record = self._record(Direction.IN, self.side.name, State.RECORDED, None, targets=targets, token=token)
         # Where the MMSC answers, it gets the REQ as it is.
-        asked = self.side.peer is not None and self.side.peer.answers == "mmsc"
-        edits = tuple(in_order([] if asked else inward_edits(self.pdu)))
-        return Part(LOCAL, targets, sender, parameters, edits, record)
+        answers = self.side.peer is None or self.side.peer.answers == "gateway"
+        edits = inward_edits(self.pdu, self.mail.headers, local, answers=answers)
+        return Part(LOCAL, targets, sender, parameters, tuple(in_order(edits)), record)
 
     def _outward(self, targets: tuple[Recipient, ...], token: str) -> Part:
         assert targets[0].destination is not None
@@ -311,26 +324,59 @@ class _Decision:
         assert local is not None
         dialect = self.router.dialect(name)
         # Ids that are made are the same on every side: it is one message.
-        completed = completions(
-            self.pdu, dialect, local, self.mail.mail_from, targets, self.mail.token, self.mail.now
-        )
+        completed = self._completed(dialect, local, targets)
         if self.original is not None:
             completed |= outward_values(self.pdu, self.original, local)
         lacking = {p.field for p in self.pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
         if lacking and not self.monitor:
             header = dialect.fields[sorted(f for f in lacking if f)[0]].header
             raise ProtocolError(f"{header} is missing and cannot be completed")
-        edits = outward_edits(self.pdu, self.dialect, dialect, local, peer, completed)
+        if peer.mms_version is not None:
+            completed["mms_version"] = peer.mms_version
+        template = peer.addresses.header or (MMS_FORM if self.ordinary else None)
+        form = Form(template, peer.write_domain) if template else None
+        edits = outward_edits(self.pdu, self.dialect, dialect, local, completed, ack=peer.ack.request, form=form)
         edits = adapting_edits(self.mail.headers, edits, peer, dialect, self.pdu.type or "")
         if self.report is not None:
             sender, parameters = system_sender(local, peer, token)
         else:
             originator = self.pdu.get("sender") or completed.get("sender")
-            sender, parameters = outward_sender(originator, local, token)
+            sender, parameters = outward_sender(originator, local, peer, token)
         record = self._record(
             Direction.OUT, name, State.RECORDED, None, completed, peer.ack.request, targets=targets, token=token
         )
         return Part(name, targets, sender, parameters, tuple(in_order(edits)), record)
+
+    def _submitted(self, targets: tuple[Recipient, ...], token: str) -> Part:
+        """Ordinary mail of our side to a subscriber of ours: it becomes a forward.REQ like any other."""
+        served = self.router.serves(_number(targets[0]))
+        local = served[1] if served else self.local
+        sender, parameters = inward_sender(local, token)
+        completed = self._completed(self.dialect, local, targets)
+        form = Form(local.addresses.header or MMS_FORM, local.domain)
+        edits = outward_edits(self.pdu, self.dialect, self.dialect, local, completed, ack=False, form=form)
+        record = self._record(
+            Direction.IN, self.side.name, State.RECORDED, None, completed, False, targets=targets, token=token
+        )
+        return Part(LOCAL, targets, sender, parameters, tuple(in_order(edits)), record)
+
+    def _internet(self, targets: tuple[Recipient, ...], token: str) -> Part:
+        """A forward.REQ to e-mail addresses, which know nothing of MMS."""
+        local, mail = self.local, self.mail
+        completed = self._completed(self.dialect, local, targets)
+        domain = self.router.config.mail.domain or local.domain
+        edits = mail_edits(self.pdu, mail.headers, self.dialect, domain, mail.token, mail.now)
+        originator = self.pdu.get("sender") or completed.get("sender")
+        sender, parameters = mail_sender(self.pdu, originator, local, token)
+        record = self._record(
+            Direction.OUT, INTERNET, State.RECORDED, None, completed, False, targets=targets, token=token
+        )
+        return Part(INTERNET, targets, sender, parameters, tuple(in_order(edits)), record)
+
+    def _completed(self, dialect: Dialect, local: Local, targets: tuple[Recipient, ...]) -> dict[str, Any]:
+        mail = self.mail
+        completed = completions(self.pdu, dialect, local, mail.mail_from, targets, mail.token, mail.now)
+        return completed | request_values(mail.headers, self.pdu) if self.ordinary else completed
 
     def _suppressed(self, name: str, answer: Answer | None, reason: str) -> Verdict:
         """A report that nobody is to get: kept, answered where an ack was asked for, and not sent."""

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from typing import Annotated, Any, TypeAlias
 
+import phonenumbers
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BeforeValidator
 
@@ -26,6 +27,7 @@ __all__ = [
     "NextHop",
     "OrOff",
     "Prefix",
+    "Region",
     "Size",
     "StoreUrl",
     "SystemAddress",
@@ -131,6 +133,12 @@ def _store(text: str) -> str:
     return text
 
 
+def _region(text: str) -> str:
+    if text.upper() not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f"{text.upper()!r} is no ISO 3166 country with a numbering plan, for example DE")
+    return text.upper()
+
+
 def _hop(text: str) -> str:
     host, _, literal = parse_next_hop(text)
     if literal and ":" in host and address_of(text) is None:
@@ -143,6 +151,7 @@ Domain = Annotated[Text, AfterValidator(judged_domain)]
 SystemAddress = Annotated[Text, AfterValidator(_email)]
 Prefix = Annotated[Text, AfterValidator(_prefix)]
 NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
+Region = Annotated[Text, AfterValidator(_region)]
 NextHop = Annotated[Text, AfterValidator(_hop)]
 StoreUrl = Annotated[Text, AfterValidator(_store)]
 # YAML reads the plain word off as false, which is what somebody who writes it here means.

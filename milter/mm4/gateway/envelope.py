@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.errors import Reply
+from .forms import ANONYMOUS
 from .identities import speaking
 from .matching import Lookups
 from .names import TOKEN, is_private
@@ -17,6 +18,7 @@ from .originator import outside
 from .outcomes import (
     ALONE,
     LIMITS,
+    NO_OPERATOR,
     NOT_SERVED,
     RECIPIENT_OK,
     SENDER_OK,
@@ -88,6 +90,8 @@ def receive(
         sides = {side_key(d, router) for d in (*accepted, destination) if d.side != HOME}
         if len(sides) > LIMITS["sides"]:
             return Recipient(path, TOO_MANY_SIDES)
+        if destination.becomes is None:
+            return Recipient(path, NO_OPERATOR)
         link = router.config.peers.get(destination.side)
         if link and link.max_size is not None and size is not None and size > link.max_size:
             return Recipient(path, TOO_LARGE)
@@ -103,11 +107,14 @@ def _destination(
         return None
     localpart, domain = rcpt.rpartition("@")[::2] if "@" in rcpt else (rcpt, "")
     own = router.local_of(domain) if domain else None
-    address = parse_address(rcpt, side.local.region if side.peer is None else None)
+    address = parse_address(rcpt, side.region)
     if own is not None and (address.kind is Kind.SYSTEM or (not mail_from and TOKEN.match(localpart.lower()))):
         return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
     known = own is not None or (side.peer is None and domain_known(router, domain))
+    if side.peer is None and rcpt.lower() == ANONYMOUS:
+        # A report on a message whose sender our side did not get.
+        known = True
     # Nobody is asked about a number to which this client may not send anyway.
     wide = known if side.peer is None else side.peer.transit
     found = router.route(address, speaking(side, mail_from, router), lookups) if wide else router.served(address)
@@ -116,6 +123,10 @@ def _destination(
         if side.peer is None and known and address.kind is Kind.SYSTEM:
             # A peer's system, to which an MMSC that answers itself sends its RES.
             return Destination(HOME, address.key, rule="an answer")
+        if found is None and not known and (side.peer is None or side.peer.transit):
+            beyond = router.internet(address, "mail.next_hop")
+            if beyond is not None:
+                return beyond
         automatic = _automatic(mail_from, known, address)
         return Destination(HOME, address.key, rule="a bounce or a report") if automatic else None
     return found if known or side.peer is not None else None
@@ -145,9 +156,4 @@ def _automatic(mail_from: str, known: bool, address: Address) -> bool:
 
 def domain_known(router: Router, domain: str) -> bool:
     """Whether a local client may write this domain behind a number."""
-    domain = domain.lower()
-    if not domain:
-        return True
-    theirs = (d for peer in router.config.peers.values() for d in (*peer.domains, peer.write_domain))
-    inward = (domain for local in router.config.local for domain in local.delivery_domains)
-    return domain in router.own_domains or domain in theirs or domain in inward or router.names_domain(domain)
+    return not domain or domain.lower() in router.mm4_domains or router.names_domain(domain)

@@ -17,6 +17,7 @@ from .config import Config
 from .credentials import Certificate, Sasl
 from .credentials import Tls as ServiceTls
 from .host import Cdr, Folders, Service, Spool
+from .internet import InternetMail
 from .localside import Local, LocalSide
 from .outgoing import Tls
 from .peer import Peer
@@ -85,6 +86,7 @@ def example() -> str:
     lines += _section("peers", Config.model_fields["peers"], ["tyntec:", *_indented(_keys(Peer))])
     lines += _section("routes", Config.model_fields["routes"], list(_routes()))
     lines += _section("service", Config.model_fields["service"], _keys(Service))
+    lines += _section("mail", Config.model_fields["mail"], _keys(InternetMail), commented=True)
     for name in ("duplicates", "store", "submit"):
         info = Config.model_fields[name]
         lines += [*_comment(info.description or ""), f"# {name}: {_WRITTEN.get(name) or _plain(info.default)}", ""]
@@ -183,7 +185,8 @@ def _plain(value: Any) -> str:
     if value == []:
         return "[]"
     text = str(value)
-    return f'"{text}"' if ":" in text and "/" not in text else text
+    quoted = (":" in text and "/" not in text) or (isinstance(value, str) and "{" in text)
+    return f'"{text}"' if quoted else text
 
 
 def _comment(text: str) -> list[str]:

@@ -6,32 +6,29 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-import phonenumbers
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .entries import Domain, NetworkName, NextHop, OrOff, Prefix, SystemAddress, Text, domain_of, judged_domain
+from .entries import Domain, NetworkName, NextHop, OrOff, Prefix, Region, SystemAddress, Text, domain_of
 from .section import Section, place
+from .template import DeliverTo, HeaderForm
 
-__all__ = ["Local", "LocalSide"]
+__all__ = ["Local", "LocalAddresses", "LocalSide"]
 
 
-def _delivery(value: str | None) -> str | None:
-    if value is None:
-        return None
-    localpart, at, domain = value.rpartition("@")
-    if not at or "{number}" not in localpart or re.search(r"[{}\s<>]", value.replace("{number}", "")):
-        raise ValueError('deliver_to needs {number} before the @, for example "{number}@mmsc.example.net"')
-    judged_domain(domain)
-    return value
+class LocalAddresses(Section):
+    """How addresses are written towards our own side."""
+
+    header: HeaderForm | None = Field(
+        None,
+        description="Subscribers in From, To, Cc and Sender, for example {number}/TYPE=PLMN@{domain} ({domain} is "
+        "`domain`). Left out: as the peer wrote them.",
+    )
 
 
 def _short_code(text: str) -> str:
     if not re.fullmatch(r"[0-9]{3,8}", text):
         raise ValueError(f'{text!r} is no short code: write 3 to 8 digits in quotes, for example "12345"')
     return text
-
-
-Delivery = Annotated[Text, AfterValidator(_delivery)]
 
 
 class LocalSide(Section):
@@ -44,7 +41,7 @@ class LocalSide(Section):
     short_codes: list[Annotated[Text, AfterValidator(_short_code)]] = Field(
         default_factory=list, description="Short codes that it serves."
     )
-    deliver_to: Delivery | None = Field(None, description="As above, in a domain of its own.")
+    deliver_to: DeliverTo | None = Field(None, description="As above, in a domain of its own.")
     next_hop: NextHop | None = Field(None, description="Where Postfix hands its mail on.")
     maildir: bool = Field(False, description="Instead of the two: Maildirs below the state folder.")
 
@@ -65,7 +62,7 @@ class Local(Section):
     system_address: SystemAddress = Field(
         description="Who sends our acks and reports, and where peers send theirs; in `domain`."
     )
-    region: Annotated[Text, AfterValidator(lambda v: v.upper())] | None = Field(
+    region: Region | None = Field(
         None, description="ISO 3166 country in which a national number (without plus) is read."
     )
     numbers: list[Prefix] = Field(
@@ -74,10 +71,11 @@ class Local(Section):
     clients: list[NetworkName] = Field(
         default_factory=list, description="Networks of the MMSC and applications that may send out."
     )
-    deliver_to: Delivery | None = Field(
+    deliver_to: DeliverTo | None = Field(
         None,
         description="Envelope address of a subscriber on the local side; {number} is the E.164 number with "
-        "its plus. Any domain but `domain`. Left out: Maildirs below the state folder.",
+        "its plus, {digits} without, {national} as it is dialled at home. Any domain but `domain`. Left out: Maildirs "
+        "below the state folder.",
     )
     next_hop: NextHop | None = Field(
         None,
@@ -88,6 +86,15 @@ class Local(Section):
     sides: list[LocalSide] = Field(
         default_factory=list, description="Further systems on our own side, each for some of the numbers."
     )
+    addresses: LocalAddresses = Field(
+        default_factory=LocalAddresses, description="How addresses are written towards our own side."
+    )
+    hide: Literal["apply", "pass"] = Field(
+        "apply",
+        description="A peer's message with X-Mms-Sender-Visibility: Hide: our side does not get its sender, or gets "
+        "the message as it is, because the MMSC hides him.",
+    )
+
     on_bounce: Annotated[Literal["report", "res", "off"], OrOff] = Field(
         "report",
         description="What our side hears of a message of its own that could not be delivered: a delivery report where "
@@ -103,13 +110,6 @@ class Local(Section):
         description="Who gets mail to `domain` that is neither MM4 nor a bounce of ours; in any domain but ours. Left "
         "out: the Maildir `unclaimed` below the state folder.",
     )
-
-    @field_validator("region")
-    @classmethod
-    def _known_region(cls, value: str | None) -> str | None:
-        if value is not None and value not in phonenumbers.SUPPORTED_REGIONS:
-            raise ValueError(f"{value!r} is no ISO 3166 country with a numbering plan, for example DE")
-        return value
 
     @model_validator(mode="after")
     def _whole(self) -> Local:

@@ -35,13 +35,19 @@ __all__ = ["Hit", "Lookups", "NoLookups", "ReachRow", "domain_fits", "match"]
 
 
 class ReachRow(Protocol):
-    """A row of a reach list: the prefix with its plus, whose it is, and which peer leads there."""
+    """A row of a reach list: the prefix with its plus, whose it is (empty where not said), and the peer."""
 
     @property
     def prefix(self) -> str: ...
 
     @property
     def operator(self) -> str: ...
+
+    @property
+    def mcc(self) -> str: ...
+
+    @property
+    def mnc(self) -> str: ...
 
     @property
     def peer(self) -> str: ...
@@ -82,6 +88,8 @@ class Hit:
 
     peer: str
     rule: str
+    operator: tuple[str, str] | None = None
+    """The number's operator, MCC and MNC, where the row tells it."""
 
 
 def match(route: Route, address: Address, peers: Mapping[str, Peer], lookups: Lookups) -> Hit | None:
@@ -109,7 +117,8 @@ def match(route: Route, address: Address, peers: Mapping[str, Peer], lookups: Lo
             if row is None:
                 return None
             operator = f" ({row.operator})" if row.operator else ""
-            return Hit(row.peer, f'reach {PurePath(route.reach).name} prefix "{row.prefix}"{operator}')
+            rule = f'reach {PurePath(route.reach).name} prefix "{row.prefix}"{operator}'
+            return Hit(row.peer, rule, (row.mcc, row.mnc) if row.mcc and row.mnc else None)
         case EnumRoute():
             uri = lookups.enum(route.enum, number)
             return None if uri is None else Hit(_of_uri(uri, route.enum, peers), f"enum {route.enum.zone}: {uri}")

@@ -19,6 +19,7 @@ __all__ = [
     "IN_PROGRESS",
     "LIMITS",
     "NOT_SERVED",
+    "NO_OPERATOR",
     "NO_RES_ADDRESS",
     "RECIPIENT_OK",
     "REPLIES",
@@ -58,6 +59,7 @@ TOO_OFTEN = Reply(451, "4.7.1", "More messages than agreed for this link, try ag
 NOT_SERVED = Reply(550, "5.1.1", "Number not served here")
 ALONE = Reply(452, "4.5.3", "No further recipient beside this one, send the others again")
 TOO_MANY_SIDES = Reply(452, "4.5.3", "Recipients of too many operators in one message, send the others again")
+NO_OPERATOR = Reply(451, "4.3.5", "Its operator is not known, and the peer's addresses need it")
 NO_RES_ADDRESS = Reply(550, "5.7.1", "No address for the acknowledgement in this peer's domains")
 IN_PROGRESS = Reply(451, "4.7.1", "The same message is being taken, try again later")
 DRAINING = Reply(421, "4.3.2", "Service restarting, connect again")

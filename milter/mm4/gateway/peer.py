@@ -14,6 +14,7 @@ from .entries import (
     NextHop,
     OrOff,
     Prefix,
+    Region,
     Size,
     SystemAddress,
     Text,
@@ -23,9 +24,10 @@ from .entries import (
 )
 from .outgoing import Login, Pace, Source, Tls
 from .section import Section, place
+from .template import HeaderForm, RecipientForm, SenderForm
 from .terms import Content, Extras, Flood, Headers, PduType, Rate, Version
 
-__all__ = ["Ack", "Peer"]
+__all__ = ["Ack", "Peer", "PeerAddresses"]
 
 
 class Ack(Section):
@@ -42,6 +44,24 @@ class Ack(Section):
     )
 
 
+class PeerAddresses(Section):
+    """How addresses are written towards a peer."""
+
+    recipient: RecipientForm = Field(
+        "{number}/TYPE=PLMN@{domain}",
+        description="RCPT. {number} has its plus, {digits} none, {national} is dialled in its own country, {domain} "
+        "is `recipient_domain`, {mcc} and {mnc} are the operator's where the route tells them.",
+    )
+    sender: SenderForm = Field(
+        "{number}/TYPE=PLMN@{domain}", description="MAIL FROM of a subscriber; {domain} is our own."
+    )
+    header: HeaderForm | None = Field(
+        None,
+        description="Subscribers in From, To, Cc and Sender, for example {number}/TYPE=PLMN. Left out: as our side "
+        "wrote them, national numbers completed.",
+    )
+
+
 class Peer(Section):
     """One link to another operator or hub."""
 
@@ -55,6 +75,10 @@ class Peer(Section):
     )
     recipient_domain: Domain | None = Field(
         None, description="What we write behind a number on the way to them. Default: the first of `domains`."
+    )
+    addresses: PeerAddresses = Field(default_factory=PeerAddresses, description="How addresses are written to them.")
+    region: Region | None = Field(
+        None, description="ISO 3166 country in which a national number (without plus) from this peer is read."
     )
     networks: list[NetworkName] = Field(
         default_factory=list,

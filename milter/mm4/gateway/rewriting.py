@@ -8,22 +8,24 @@ demands and the local side left out is added, and the originator system becomes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from ..protocol.address import Address, Kind, parse_address, split_list
+from ..protocol.address import Address, Kind, parse_address
 from ..protocol.dialect import Dialect, Field
-from ..protocol.errors import ProtocolError
+from ..protocol.headers import Header
 from ..protocol.pdu import Found, Pdu
 from ..protocol.values import READERS
 from ..protocol.writer import Verbatim, write_value
-from .edits import MAX_CHANGED, Edit
+from .edits import Edit
+from .forms import FORMED, Form, changeable, formed_edits, hidden, hidden_edits, members_of
 from .localside import Local
 from .names import RESPONDER_DOMAIN, public_name
 from .peer import Peer
 from .routing import LOCAL
+from .template import fill
 from .verdict import Recipient
 
 __all__ = [
@@ -86,10 +88,11 @@ def inward_sender(local: Local, token: str) -> tuple[str, str]:
     return f"{token}@{local.domain}", f"RET=HDRS ENVID={token}"
 
 
-def outward_sender(originator: Address | None, local: Local, token: str) -> tuple[str, str]:
+def outward_sender(originator: Address | None, local: Local, peer: Peer, token: str) -> tuple[str, str]:
     """Envelope sender towards a peer: the originator in our domain, or the system for one who has no number."""
     if originator is not None and originator.kind in (Kind.E164, Kind.SHORT_CODE):
-        return originator.write(local.domain), f"RET=HDRS ENVID={token}"
+        sender = fill(peer.addresses.sender, originator, domain=local.domain)
+        return sender or originator.write(local.domain), f"RET=HDRS ENVID={token}"
     return local.system_address, f"RET=HDRS ENVID={token}"
 
 
@@ -98,40 +101,59 @@ def system_sender(local: Local, peer: Peer, token: str) -> tuple[str, str]:
     return local.system_address if peer.mail_from == "system" else "", f"RET=HDRS ENVID={token}"
 
 
-def inward_edits(pdu: Pdu) -> list[Edit]:
-    """A REQ on its way to the local side: nobody there shall answer what the gateway answers."""
-    if not pdu.ack_request:
-        return []
-    return [Edit("change", place.name, place.occurrence, "No") for place in pdu.found.get("ack_request", ())]
+def inward_edits(pdu: Pdu, headers: Iterable[Header], local: Local, *, answers: bool) -> list[Edit]:
+    """A REQ on its way to the local side. Raises ProtocolError where a line that has to change cannot be written.
+
+    `answers`: the gateway answers it, so nobody there shall. Where the MMSC does, it hides senders itself, too.
+    """
+    edits = []
+    if answers and pdu.ack_request:
+        edits += [Edit("change", place.name, place.occurrence, "No") for place in pdu.found.get("ack_request", ())]
+    hide = answers and local.hide == "apply" and hidden(pdu)
+    if hide:
+        edits += hidden_edits(pdu, headers)
+    if local.addresses.header:
+        form = Form(local.addresses.header, local.domain)
+        edits += formed_edits(pdu, form, ("recipients",) if hide else FORMED)
+    return edits
 
 
 def outward_edits(
-    pdu: Pdu, source: Dialect, target: Dialect, local: Local, peer: Peer, completed: dict[str, Any]
+    pdu: Pdu,
+    source: Dialect,
+    target: Dialect,
+    local: Local,
+    completed: dict[str, Any],
+    *,
+    ack: bool,
+    form: Form | None,
 ) -> list[Edit]:
-    """A REQ on its way to a peer, read by `source`, written by `target`.
+    """A REQ read by `source`, as it goes on in `target`: to a peer, or to our own side where ordinary mail becomes one.
 
-    `completed` holds typed values for fields that the message lacks, or that have to be so whatever it says. Raises
-    ProtocolError where a line that has to change cannot be written.
+    `completed` holds typed values for fields that the message lacks, or that have to be so whatever it says, `ack` is
+    whether it asks for a RES, `form` how subscribers are written where not as they stand. Raises ProtocolError where a
+    line that has to change cannot be written.
     """
     edits: list[Edit] = []
     values = dict(completed)
     values["message_type"] = pdu.type
     values["originator_system"] = parse_address(local.system_address)
-    if peer.mms_version is not None:
-        values["mms_version"] = peer.mms_version
-    if peer.ack.request != pdu.ack_request:
-        values["ack_request"] = peer.ack.request
+    if ack != pdu.ack_request:
+        values["ack_request"] = ack
+    if form is not None:
+        values |= {name: form.line(values[name]) for name in FORMED if name in values}
     for field in target.fields.values():
         places = pdu.found.get(field.name, ())
         if not places and field.name not in values:
             continue
-        edits += _write_field(field, places, values, pdu, source, target)
+        edits += _write_field(field, places, values, pdu, source, target, form)
     return edits
 
 
 def _write_field(
-    field: Field, places: tuple[Found, ...], values: dict[str, Any], pdu: Pdu, source: Dialect, target: Dialect
-) -> Iterator[Edit]:
+    field: Field, places: tuple[Found, ...], values: dict[str, Any], pdu: Pdu, source: Dialect, target: Dialect,
+    form: Form | None,
+) -> Iterator[Edit]:  # fmt: skip
     wanted = write_value(values[field.name], field, target) if field.name in values else None
     own = {field.header.lower(), *(name.lower() for name in field.also)}
     if field.name == "ack_request" and wanted == "No" and not places:
@@ -145,18 +167,18 @@ def _write_field(
     if places[0].name.lower() in own and wanted is not None and field.kind == "addresses":
         # To and Cc are one list: the first line says it all.
         for place in places[1:]:
-            yield Edit("delete", _changeable(place).name, place.occurrence)
+            yield Edit("delete", changeable(place).name, place.occurrence)
         places = places[:1]
     if places[0].name.lower() in own:
         for place, line in zip(places, _lines(field, places, pdu, target), strict=True):
-            new = wanted if wanted is not None else _respelled(field, place, pdu, target) or line
+            new = wanted if wanted is not None else _respelled(field, place, pdu, target, form) or line
             if new is not None and new != place.raw.decode("latin-1"):
-                yield Edit("change", _changeable(place).name, place.occurrence, new)
+                yield Edit("change", changeable(place).name, place.occurrence, new)
         return
     # The field stands under another dialect's name: those lines go, the peer's own name comes. What stood under
     # the peer's name beside it did not count, and would count there.
     for place in (*places, *(p for p in pdu.beside.get(field.name, ()) if p.name.lower() in own)):
-        yield Edit("delete", _changeable(place).name, place.occurrence)
+        yield Edit("delete", changeable(place).name, place.occurrence)
     lines = [line.replace("\t", " ") for line in _lines(field, places, pdu, target)]
     for value in lines if several and wanted is None else [wanted if wanted is not None else lines[0]]:
         if value:
@@ -195,29 +217,18 @@ def _lines(field: Field, places: tuple[Found, ...], pdu: Pdu, target: Dialect) -
     ]
 
 
-def _changeable(place: Found) -> Found:
-    """The line, if all of it was seen: of a longer one a milter gets a part, and would write only that."""
-    if len(place.raw) >= MAX_CHANGED:
-        raise ProtocolError(f"{place.name} is too long to be changed")
-    return place
-
-
-def _respelled(field: Field, place: Found, pdu: Pdu, target: Dialect) -> str | None:
-    """The line with every national number in E.164 form, and numbers bare where the dialect has them so; None where
-    nothing needs it.
+def _respelled(field: Field, place: Found, pdu: Pdu, target: Dialect, form: Form | None) -> str | None:
+    """The line with every national number in E.164 form, and numbers bare or in a form of the peer's own where it wants
+    them so; None where nothing needs it.
     """
-    if field.name not in ("sender", "recipients", "sender_header"):
+    members = members_of(field.name, place, pdu) if field.name in FORMED else None
+    if members is None or not (form or field.form or any(a.completed for a in members)):
         return None
-    value = pdu.get(field.name)
-    known = {a.text.strip(): a for a in (value if isinstance(value, tuple) else (value,)) if isinstance(a, Address)}
-    text = place.raw.decode("latin-1")
-    members = [known.get(m) for m in (split_list(text) if field.kind == "addresses" else [text.strip(" \t,;")])]
-    if None in members or not (field.form or any(a and a.completed for a in members)):
-        return None
-    valid = tuple(a for a in members if a is not None and a.kind is not Kind.INVALID)
+    valid = tuple(a for a in members if a.kind is not Kind.INVALID)
     if not valid:
         return None
-    return write_value(valid if field.kind == "addresses" else valid[0], field, target)
+    value = valid if field.kind == "addresses" else valid[0]
+    return write_value(form.line(value) if form else value, field, target)
 
 
 def completions(

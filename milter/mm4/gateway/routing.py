@@ -10,17 +10,19 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..protocol.address import Address, Kind
+from ..protocol.address import Address, Kind, operator_of, parse_address
 from ..protocol.dialect import Dialect, builtin, is_file
 from ..protocol.dialectfile import parse_dialect
 from ..protocol.errors import InternalError, LookupUnavailable
 from .config import Config
 from .identity import Client, Entry, entries, pinned
+from .internet import INTERNET
 from .localside import Local, LocalSide
 from .matching import Lookups, NoLookups, domain_fits, match
 from .names import MAILDIR_DOMAIN, via
 from .peer import Peer
 from .routes import DomainRoute
+from .template import fill
 from .verdict import Destination
 
 __all__ = ["LOCAL", "MAILDIR", "Router", "Served", "Side"]
@@ -52,6 +54,11 @@ class Side:
     def faces(self, local: Local) -> bool:
         """Whether this identity is one of those that face it."""
         return any(local.domain == mine.domain for mine in self.identities)
+
+    @property
+    def region(self) -> str | None:
+        """The country in which a national number from there is read."""
+        return self.local.region if self.peer is None else self.peer.region
 
 
 class Served(NamedTuple):
@@ -98,6 +105,10 @@ class Router:
         self.own_domains = frozenset(local.domain for local in config.local)
         self.several = len(self.own_domains) > 1
         """Whether we are more than one operator."""
+        theirs = {domain for peer in config.peers.values() for domain in (*peer.domains, peer.write_domain)}
+        inward = {domain for local in config.local for domain in local.delivery_domains}
+        self.mm4_domains = frozenset({*self.own_domains, *theirs, *inward})
+        """Every domain in which an address is MM4's, and no e-mail address."""
 
     def dialect(self, side: str) -> Dialect:
         """What is spoken with a peer, or with a side of ours: 3gpp."""
@@ -154,7 +165,7 @@ class Router:
             except LookupUnavailable as error:
                 raise LookupUnavailable(f"routes[{index}]: {error}") from None
             if hit is not None and self._open(hit.peer, speaking):
-                return self.outward(address, hit.peer, f"routes[{index}]: {hit.rule}")
+                return self.outward(address, hit.peer, f"routes[{index}]: {hit.rule}", hit.operator)
         return None
 
     def _open(self, peer: str, speaking: Collection[Local] | None) -> bool:
@@ -178,17 +189,36 @@ class Router:
         """Whether a route is for recipients in this domain."""
         return any(isinstance(route, DomainRoute) and domain_fits(route, domain) for route in self.config.routes)
 
-    def outward(self, address: Address, peer: str, rule: str) -> Destination:
-        """A recipient on the way to a peer, in that peer's domain and through its next hop."""
+    def outward(
+        self, address: Address, peer: str, rule: str, operator: tuple[str, str] | None = None
+    ) -> Destination:
+        """A recipient on the way to a peer, as that peer wants him written and through its next hop.
+
+        `operator` is his, MCC and MNC, where the route knows. It `becomes` nothing where the peer wants the operator in
+        the address and neither the route nor the recipient's own domain tells it.
+        """
         link = self.config.peers[peer]
-        becomes = via(address.write(link.write_domain), peer)
-        return Destination(peer, address.number, becomes, link.next_hop, rule)
+        operator = operator or operator_of(address.domain)
+        if address.kind in (Kind.E164, Kind.SHORT_CODE):
+            written = fill(link.addresses.recipient, address, domain=link.write_domain, operator=operator)
+        else:
+            written = address.write(link.write_domain)
+        return Destination(peer, address.number, via(written, peer) if written else None, link.next_hop, rule)
+
+    def internet(self, address: Address, rule: str) -> Destination | None:
+        """An e-mail address beyond every domain of ours and our peers'; None where no such mail goes out."""
+        hop = self.config.mail.next_hop
+        domain = (address.domain or "").lower()
+        if hop is None or address.kind is not Kind.EMAIL or domain in self.mm4_domains or self.names_domain(domain):
+            return None
+        return Destination(INTERNET, address.key, via(address.value, INTERNET), hop, rule)
 
     @staticmethod
     def _inward(number: str, to: Local | LocalSide, rule: str) -> Destination:
         if to.deliver_to is None:
             return Destination(LOCAL, number, f"{number}@{MAILDIR_DOMAIN}", MAILDIR, rule)
-        return Destination(LOCAL, number, to.deliver_to.replace("{number}", number), to.next_hop, rule)
+        becomes = fill(to.deliver_to, parse_address(number), domain="")
+        return Destination(LOCAL, number, becomes, to.next_hop, rule)
 
 
 def _identities(config: Config, peer: Peer) -> tuple[Local, ...]:

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 from ..gateway.config import Config
 from ..gateway.entries import Endpoint, domain_of
 from ..gateway.identity import pinned
+from ..gateway.internet import INTERNET
 from ..gateway.localside import Local, LocalSide
 from ..gateway.names import MAILDIR_DOMAIN, PRIVATE_DOMAIN, RESPONDER_DOMAIN
 from ..gateway.outgoing import Tls
@@ -126,6 +127,8 @@ def _transport(config: Config, paused: Collection[str]) -> str:
     if problems:
         raise ConfigError(problems)
     rows |= dict(_peer_row(config, name, name in paused) for name in config.peers)
+    if config.mail.next_hop is not None:
+        rows[f".via-{INTERNET}.{PRIVATE_DOMAIN}"] = f"mm4-out:{config.mail.next_hop}"
     text = "# Domain of the recipient, then the service and the next hop that carry it.\n" + _rows(rows.items())
     # Without this row mail to a peer that was taken out of the YAML would be looked up in DNS and bounce.
     return (

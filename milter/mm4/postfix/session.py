@@ -287,7 +287,7 @@ class Session:
 
     def _read(self, side: Side) -> Pdu:
         if self.pdu is None:
-            self.pdu = read_mail(self.headers, self.router, side)
+            self.pdu = read_mail(self.headers, self.mail_from, self.router, side)
         return self.pdu
 
     def _taken(self, limits: Sequence[Limit], now: datetime, started: float) -> Taken:

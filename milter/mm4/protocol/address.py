@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import phonenumbers
 
-__all__ = ["Address", "Kind", "parse_address", "split_list"]
+__all__ = ["Address", "Kind", "operator_of", "parse_address", "split_list"]
 
 SYSTEM_WORDS = frozenset({"postmaster", "system-user", "system", "mmsc", "admin"})
 """Local parts of an operator's system, in any letter case; so is any other word without a domain."""
@@ -31,6 +31,9 @@ _IPV4_SHAPE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z", re.ASCII)
 _AREA_CODE = re.compile(r"\([0-9]+\)[0-9 ().-]+\Z")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\Z', re.DOTALL)
 _GROUP = re.compile(r'\s*(?:"(?:[^"\\]|\\.)*"|[^"<>@:()\[\]]*):(?P<first>.*)\Z', re.DOTALL)
+_OPERATOR = re.compile(
+    r"(?:^|\.)mnc(?P<mnc>[0-9]{2,3})\.mcc(?P<mcc>[0-9]{3})\.(?:gprs|3gppnetwork\.org)\.?\Z", re.IGNORECASE | re.ASCII
+)
 _NESTING = re.compile(r'["<>()\\]')
 _SEPARATOR = re.compile(r"[,;]")
 _MAILBOX = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9_.:\[\]-]+)?\Z")
@@ -102,6 +105,14 @@ class Address:
             return self.value
         behind = domain or self.domain
         return f"{self.local_part()}@{behind}" if behind else self.local_part()
+
+
+def operator_of(domain: str | None) -> tuple[str, str] | None:
+    """MCC and MNC, three digits each, of the operator whose domain this is (TS 23.003 and GSMA IR.34 forms
+    `mms.mnc001.mcc262.gprs` and `...3gppnetwork.org`); None for any other.
+    """
+    match = _OPERATOR.search(domain or "")
+    return (match["mcc"], match["mnc"].zfill(3)) if match else None
 
 
 def split_list(text: str) -> list[str]:

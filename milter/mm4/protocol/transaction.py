@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-__all__ = ["Answer", "Direction", "Message", "Original", "Recording", "Split", "State", "Transaction"]
+__all__ = ["INTERNET", "Answer", "Direction", "Message", "Original", "Recording", "Split", "State", "Transaction"]
+
+INTERNET = "mail"
+"""The side beyond the gateway that e-mail addresses lie on; no peer has this name, and it speaks no MM4."""
 
 
 class Direction(enum.StrEnum):

@@ -35,7 +35,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ..protocol.charging import RECORD_TYPES, Event, Format, Record
 from ..protocol.retry import TRANSIENT
-from ..protocol.transaction import Direction, State
+from ..protocol.transaction import INTERNET, Direction, State
 from .schema import cdr_files, charges, messages, transactions
 from .writer import Operation
 
@@ -113,7 +113,12 @@ def _inserting(
 # Only the call that accepts a message gives it that time: a repeated one finds nothing, nor does one after which
 # records were switched on.
 _ACCEPTED = and_(transactions.c.token == _TOKEN, messages.c.accepted_at == _AT)
-_SENT = _inserting("sent", transactions.c.peer, messages.c.accepted_at, and_(_ACCEPTED, _OUT))
+_SENT = _inserting(
+    "sent",
+    transactions.c.peer,
+    messages.c.accepted_at,
+    and_(_ACCEPTED, _OUT, transactions.c.peer != INTERNET),  # what is no MM4 has no record of MM4
+)
 _RECEIVED = _inserting(
     "received",
     case((_OUT, messages.c.source), else_=transactions.c.peer),
