@@ -9,9 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from fake import CONFIG, NOW, TOKEN, Gateway, Ledger, Seen, req
 from mm4.gateway.forms import ANONYMOUS
+from mm4.gateway.matching import NoLookups
 from mm4.gateway.names import public_name, strip_via
+from mm4.gateway.routes import ReachRoute
 from mm4.gateway.template import DeliverTo, HeaderForm, RecipientForm, SenderForm, fill
 from mm4.gateway.verdict import Action
+from mm4.lookup.reach import Reached
 from mm4.protocol.address import operator_of, parse_address
 from mm4.protocol.headers import Header
 from mm4.protocol.reader import read
@@ -312,3 +315,13 @@ def test_the_subscribers_of_a_message_to_e_mail_too_get_theirs_as_mms() -> None:
 ])  # fmt: skip
 def test_who_may_write_to_e_mail_addresses(text: str, client: str, rcpt: str, code: int) -> None:
     assert Gateway(text).peer(client).mail("<+447700900002@mms.hub.example>").rcpt(rcpt).reply.code == code
+
+
+def test_the_operators_codes_come_from_a_reach_list() -> None:
+    class Told(NoLookups):
+        def reach(self, route: ReachRoute, number: str) -> Reached | None:
+            return Reached("+4477009", "North", "234", "15", "north")
+
+    text = config('    addresses: {recipient: "{number}@mms.mnc{mnc}.mcc{mcc}.gprs"}\n').replace('{prefix: "+4477009001", peer: north}', "{reach: north.csv, peer: north}")
+    session = Gateway(text, lookups=Told()).peer("local").mail("<+491511000001@mms.gw.example>").rcpt("<+447700900101@mms.gw.example>").session
+    assert [strip_via(r.destination.becomes or "") for r in session.recipients if r.destination] == ["+447700900101@mms.mnc015.mcc234.gprs"]

@@ -390,7 +390,7 @@ def test_a_res_for_an_application_goes_where_its_numbers_go() -> None:
         ('[{short_codes: ["123"], maildir: yes}, {short_codes: ["123"], maildir: yes}]', "local.sides[1].short_codes[0]: 123 stands at sides[0] too"),
         ('[{short_codes: ["+123"], maildir: yes}]', "local.sides[0].short_codes[0]: '+123' is no short code"),
         ('[{numbers: ["+49"], deliver_to: "{number}@mms.gw.example", next_hop: "[127.0.0.1]:1"}]', "local.sides[0].deliver_to: deliver_to lies in domain (mms.gw.example)"),
-        ('[{numbers: ["+49"], deliver_to: "x@a.example", next_hop: "[127.0.0.1]:1"}]', "local.sides[0].deliver_to: deliver_to needs {number} before the @"),
+        ('[{numbers: ["+49"], deliver_to: "x@a.example", next_hop: "[127.0.0.1]:1"}]', "local.sides[0].deliver_to: 'x@a.example' needs {number}, {digits} or {national} before the @"),
         ('[{numbers: ["+49"], deliver_to: "{number}@mms.south.example", next_hop: "[127.0.0.1]:1"}]', "peers.south.domains[0]: mms.south.example is our own domain"),
     ],
 )  # fmt: skip
