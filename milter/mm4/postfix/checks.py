@@ -10,7 +10,6 @@ import itertools
 import os
 import re
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,6 @@ from typing import Any
 from ..gateway.answers import written_fields
 from ..gateway.config import Config
 from ..gateway.entries import parse_next_hop
-from ..gateway.identity import pinned
 from ..gateway.names import RESPONDER_DOMAIN
 from ..gateway.routes import EnumRoute, Http, HttpRoute, ReachRoute
 from ..gateway.routing import Router
@@ -31,16 +29,15 @@ from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError, Stor
 from ..protocol.transaction import Direction
 from ..store.store import Store
 from . import maps
-from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import Instance
 from .lookups import RouteLookups, check_files
 from .mailqueue import tokens_of
 from .passwords import passwords
 from .paused import paused_peers
-from .serve import MILTER_SOCKET, RESPONDER_SOCKET
+from .probes import listeners
 from .update import files
 
-__all__ = ["Finding", "check", "options"]
+__all__ = ["Finding", "check", "hazards", "options"]
 
 _OWED_MINUTES = 15
 _MOST_OWED = 10_000
@@ -49,7 +46,6 @@ _NAMED = 5
 """Of them that are named."""
 _LOST_FOR = timedelta(days=1)
 """How long a RES that came back is told of."""
-_SMFIC_OPTNEG = b"O"
 _IDENTITY = ("smtpd_tls_", "smtpd_sasl_", "smtpd_sender_restrictions", "smtpd_delay_reject",
              "smtpd_relay_restrictions")  # fmt: skip
 
@@ -267,48 +263,12 @@ def _sockets(config: Config) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding("sockets", False, f"there is no folder {folder}", f"install -d -o mm4 {folder}")
         return
-    asked = [(MILTER_SOCKET, _negotiate), (RESPONDER_SOCKET, _greeting)]
-    asked += [(FINGERPRINTS_SOCKET, _question)] if pinned(config.peers) else []
-    for name, ask in asked:
+    for path, ask in listeners(config):
         try:
-            ask(folder / name)
-            yield Finding(name, True, "answers")
+            ask(path)
+            yield Finding(path.name, True, "answers")
         except OSError as error:
-            yield Finding(name, False, f"{folder / name} does not answer: {error}", "systemctl start mm4")
-
-
-def _connect(path: Path) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(5)
-    try:
-        client.connect(str(path))
-    except BaseException:
-        client.close()
-        raise
-    return client
-
-
-def _negotiate(path: Path) -> None:
-    """The milter protocol's option negotiation: a connect alone would also succeed with nobody behind the socket."""
-    with _connect(path) as client:
-        request = _SMFIC_OPTNEG + struct.pack("!III", 6, 0x1FF, 0x1FFFFF)
-        client.sendall(struct.pack("!I", len(request)) + request)
-        if client.recv(5)[4:5] != _SMFIC_OPTNEG:
-            raise OSError("it is no milter")
-
-
-def _greeting(path: Path) -> None:
-    with _connect(path) as client:
-        if not client.recv(3).startswith(b"220"):
-            raise OSError("no LMTP greeting")
-
-
-def _question(path: Path) -> None:
-    """As the milter asks, of a client that nobody is."""
-    with _connect(path) as client:
-        client.sendall(b"request=fingerprint\n\n")
-        if not client.recv(7).startswith(b"unknown"):
-            raise OSError("it knows no fingerprints")
+            yield Finding(path.name, False, f"{path} does not answer: {error}", "systemctl start mm4")
 
 
 def _postfix(config: Config) -> Iterator[Finding]:
@@ -322,7 +282,7 @@ def _postfix(config: Config) -> Iterator[Finding]:
     yield from _identities(config, instance)
     yield from _addresses(config, instance)
     if config.submit == "sendmail":
-        yield from _hazards(instance)
+        yield from hazards(instance)
 
 
 def _tables(config: Config) -> Iterator[Finding]:
@@ -397,7 +357,7 @@ def _services(config: Config, instance: Instance) -> Iterator[Finding]:
     wanted = [*map(str, config.service.listen), str(config.service.submit), "mm4-responder", "mm4-out"]
     deliveries = [to for local in config.local for to in local.deliveries]
     wanted += sorted({"mm4-local" if to.deliver_to else "mm4-maildir" for to in deliveries})
-    fix = f"add it to {instance.folder}/master.cf: mm4 postfix show --wiring service prints the lines"
+    fix = "mm4 postfix wire"
     for name in wanted:
         short = name.removeprefix("0.0.0.0:")
         found = name in services or short in services
@@ -476,7 +436,7 @@ def _addresses(config: Config, instance: Instance) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _hazards(instance: Instance) -> Iterator[Finding]:
+def hazards(instance: Instance) -> Iterator[Finding]:
     """What the operator's own settings would do to an ack that is handed to sendmail."""
     values = instance.values(*_SENDMAIL_HAZARDS, "smtputf8_autodetect_classes")
     touched = {name: values[name] for name in _SENDMAIL_HAZARDS if values.get(name)}

@@ -50,6 +50,10 @@ class Instance:
         """As `values`, as written: `$relay_domains` stays. Raises PostfixError."""
         return self._parameters(*(names or ("-n",)))
 
+    def defaults(self, *names: str) -> dict[str, str]:
+        """As `raw`, what Postfix has where main.cf says nothing. Raises PostfixError."""
+        return self._parameters("-d", *names)
+
     def _parameters(self, *arguments: str) -> dict[str, str]:
         pairs = (line.partition(" =") for line in self._run("postconf", *arguments).stdout.splitlines())
         return {name: value.strip() for name, equals, value in pairs if equals}

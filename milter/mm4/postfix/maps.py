@@ -36,6 +36,7 @@ __all__ = [
     "folder_of",
     "main_lines",
     "master_lines",
+    "members",
     "message_size",
     "peer_services",
     "reference",
@@ -296,13 +297,13 @@ def write(config: Config, folder: Path) -> list[str]:
     return list(changed)
 
 
-def replace_file(path: Path, text: str, *, secret: bool = False) -> bool:
+def replace_file(path: Path, text: str | bytes, *, secret: bool = False) -> bool:
     """Give `path` this text in one step; False, and nothing touched, where it has it already.
 
     A file that is there keeps mode and owner, a new one is 0644; a `secret` is ours and 0600. Raises OSError.
     """
     path = path.resolve()
-    data = text.encode("utf-8", "surrogateescape")
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
         present = None if secret else path.stat()
         if present and path.read_bytes() == data:
@@ -382,18 +383,24 @@ def settings(lines: Iterable[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def members(config: Config) -> dict[str, list[str]]:
+    """What the wiring `service` puts into each list of PRESENT."""
+    folder = folder_of(config)
+    return {
+        "transport_maps": [f"texthash:{folder}/transport"],
+        "virtual_alias_maps": [f"regexp:{folder}/keep"],
+        "smtpd_recipient_restrictions": [f"check_recipient_access texthash:{folder}/access"],
+        "fast_flush_domains": [RESPONDER_DOMAIN, MAILDIR_DOMAIN, *dict.fromkeys(own.domain for own in config.local)],
+    }
+
+
 def _values(config: Config, present: Mapping[str, str]) -> dict[str, str | None]:
     size = message_size(config)
     submit = Endpoint(config.service.submit)
     hosts = {endpoint.host for endpoint in config.service.listen}
     folder = folder_of(config)
     locals_ = list(dict.fromkeys(local.domain for local in config.local))
-    ours = {
-        "transport_maps": [f"texthash:{folder}/transport"],
-        "virtual_alias_maps": [f"regexp:{folder}/keep"],
-        "smtpd_recipient_restrictions": [f"check_recipient_access texthash:{folder}/access"],
-        "fast_flush_domains": [RESPONDER_DOMAIN, MAILDIR_DOMAIN, *locals_],
-    }
+    ours = members(config)
     defaults = {"virtual_alias_maps": "$virtual_maps", "fast_flush_domains": "$relay_domains"}
     return {
         "MYHOSTNAME": config.home.domain,

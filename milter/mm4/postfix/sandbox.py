@@ -31,6 +31,7 @@ from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
 from .children import Child, Signals, stop_leftovers
 from .instance import Instance, tool
+from .probes import cannot_bind
 from .settings import read_config
 
 __all__ = ["Sandbox", "run"]
@@ -263,14 +264,14 @@ class Sandbox:
         listen = [("--listen", endpoint) for endpoint in config.service.listen]
         for key, endpoint in (*listen, ("service.submit", config.service.submit)):
             host, port = _split(endpoint)
-            problem = _cannot_bind(host, port)
+            problem = cannot_bind(host, port)
             if problem is None:
                 continue
             raise PostfixError(
                 f"{self._where(key)} {endpoint}: {problem}; `ss -ltnp 'sport = :{port}'` names the process that "
                 "has it: stop that, or choose another port"
             )
-        if self.source and (problem := _cannot_bind(self.source, 0)):
+        if self.source and (problem := cannot_bind(self.source, 0)):
             raise UsageError(f"--source {self.source}: {problem}; it has to be an address of this host")
 
     def _child(self, command: Sequence[str]) -> Child:
@@ -310,18 +311,6 @@ class Sandbox:
 def _split(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _cannot_bind(host: str, port: int) -> str | None:
-    """Why nobody could listen there now, None where one could."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
 
 
 def _free_port() -> int:
