@@ -16,7 +16,9 @@ __all__ = ["Logical", "block_of", "empty_block", "insert_block", "list_items", "
 _BEGIN = "# >>> mm4: written by `mm4 postfix wire`, taken out by `mm4 postfix unwire`"
 _END = "# <<< mm4"
 _CUT = " (the line before had no end)"
-_BLOCK = re.compile(rf"(?P<cut>\n)?^(?P<begin>{re.escape(_BEGIN)}(?P<mark>{re.escape(_CUT)})?\n).*?^{_END}\n", re.M | re.S)
+_BLOCK = re.compile(
+    rf"(?P<cut>\n)?^(?P<begin>{re.escape(_BEGIN)}(?P<mark>{re.escape(_CUT)})?\n).*?^{_END}\n", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ class _State:
     after: dict[str, str]
     """File name to the SHA-256 of what was written."""
     members: dict[str, Members]
+    settled: bool = False
+    """Whether Postfix has read it and every probe was good: a run that was killed has to be gone through again."""
 
 
 class Wiring:
@@ -114,7 +116,9 @@ class Wiring:
             self._refuse(mode, base)
             target, state = self._target(mode, base)
             self._compare(target, outcome)
-            if dry or not outcome.changed:
+            settled = self.state is not None and self.state.settled
+            if dry or (not outcome.changed and settled):
+                state.settled = settled
                 if not dry and self.state != state:
                     self._write_state(state)  # what the operator edited since is part of what unwire gives back
                 return outcome
@@ -128,15 +132,22 @@ class Wiring:
             made, snapshot = not self.tables.exists(), self._snapshot(target)
             try:
                 self._write(target, state)
-                if not running:
+                if running:
+                    outcome.applied = self.master.restart() if "all" in (mode, self._was()) else self.master.reload()
+                    if probe:
+                        self._probe(mode, outcome, at, mailbox)
+                else:
                     outcome.notes.append(f"{self.folder}: this Postfix does not run: nothing was probed; start it")
-                    return outcome
-                outcome.applied = self.master.restart() if "all" in (mode, self._was()) else self.master.reload()
-                if probe:
-                    self._probe(mode, outcome, at, mailbox)
+                outcome.ok = all(done.ok for done in outcome.probes)
+                if outcome.ok:
+                    state.settled = True
+                    self._write_state(state)
             except (OSError, PostfixError) as error:
                 outcome.probes.append(Probe("Postfix", False, str(error)))
-            outcome.ok = all(done.ok for done in outcome.probes)
+                outcome.ok = False
+            except BaseException:
+                self._back(snapshot, outcome, made=made, running=running)
+                raise
             if not outcome.ok:
                 self._back(snapshot, outcome, made=made, running=running)
             return outcome
@@ -410,7 +421,10 @@ class Wiring:
         outcome.notes.append("every file is as it was before this run")
         if running:
             # A line whose smtpd has died of a setting stays throttled through a reload.
-            outcome.applied = self.master.restart()
+            try:
+                outcome.applied = self.master.restart()
+            except PostfixError as error:
+                outcome.notes.append(f"Postfix did not start again: {error}")
 
 
 def _read(path: Path) -> bytes:
