@@ -268,12 +268,12 @@ def test_a_run_that_is_killed_in_the_middle_is_gone_through_again(
     class Killed(BaseException):
         pass
 
-    def replace_file(path: Path, text: str | bytes) -> bool:
+    def replace_file(path: Path, text: str | bytes, *, secret: bool = False) -> bool:
         nonlocal count
         if count > written:
             raise Killed
         count += 1
-        return real(path, text)
+        return real(path, text, secret=secret)
 
     monkeypatch.setattr(maps, "replace_file", replace_file)
     monkeypatch.setattr(Wiring, "_back", lambda *_, **__: None)
@@ -287,6 +287,32 @@ def test_a_run_that_is_killed_in_the_middle_is_gone_through_again(
     assert json.loads(record.read_text())["settled"] is True
     assert wire(operator).changed == []
     unwire(operator)
+
+
+@pytest.mark.parametrize("mode", ["service", "all"])
+def test_a_peer_with_a_service_of_its_own_comes_and_goes_by_maps(operator: Operator, mode: str) -> None:
+    """`mm4 postfix maps` keeps its part of our lines; unwire gives back the first files all the same."""
+    password = operator.folder / "password"
+    password.write_text("s3cret-word\n")
+    wire(operator, mode)
+    own = f"login: {{user: us, password_file: {password}}}\n    tls: encrypt\n    pace: {{concurrency: 2}}\n    networks:"
+    with edited(operator.yaml, lambda text: text.replace("networks:", own)):
+        shown = operator.run("wire", "--check", "--diff", code=1)
+        assert "mm4-out-north" in shown
+        assert "s3cret-word" not in shown
+        assert "main.cf" in operator.run("maps")
+        assert "mm4-out-north_destination_concurrency_limit = 2" in (operator.etc / "main.cf").read_text()
+        assert wire(operator).changed == []
+        table = operator.etc / "mm4" / "password-north"
+        assert table.stat().st_mode & 0o777 == 0o600
+        table.unlink()
+        assert wire(operator).changed == [str(table)]
+        assert table.stat().st_mode & 0o777 == 0o600
+    assert str(table) in wire(operator).changed
+    assert not table.exists()
+    with edited(operator.yaml, lambda text: text.replace("networks:", own)):
+        operator.run("maps")
+        unwire(operator)
 
 
 def test_the_record_is_for_root_alone_and_a_folder_that_was_there_stays(operator: Operator) -> None:
