@@ -17,6 +17,7 @@ from mm4.postfix import maincf, mastercf
 from mm4.postfix.cftext import block_of, insert_block, list_items, logical_lines, remove_block
 from mm4.postfix.master import unit_of
 from mm4.postfix.obstacles import Mode
+from mm4.postfix.shared import shared_line
 from mm4.postfix.wiredfiles import members_of, undone, wired
 
 CONFIG = Config.model_validate({
@@ -118,6 +119,26 @@ def test_an_override_gets_a_member_and_loses_it(name: str) -> None:
     assert list_items(service.value(name) or "") == ["M", *list_items(override.value)]
     assert {o.name for o in service.overrides} == {o.name for o in mastercf.services_of(MASTER)[1].overrides}
     assert mastercf.take_out(changed, frozenset([name]), "M") == MASTER
+
+
+SMTPD = "n - y - -"
+
+
+@pytest.mark.parametrize(
+    ("master", "line"),
+    [
+        (f"smtp inet {SMTPD} smtpd\nsubmission inet {SMTPD} smtpd\n", "smtp"),
+        (f"192.0.2.1:25 inet {SMTPD} smtpd\n", "192.0.2.1:25"),
+        (f"10025 inet {SMTPD} smtpd\nsmtp inet {SMTPD} smtpd\n", "smtp"),
+        (f"smtp inet {SMTPD} postscreen\nsmtpd pass - - y - - smtpd\n", "smtpd"),
+        (f"#smtp inet {SMTPD} smtpd\nsmtps inet {SMTPD} smtpd -o smtpd_tls_wrappermode=yes\n", None),
+        (f"submission inet {SMTPD} smtpd\n  -o smtpd_sasl_auth_enable=yes\n2500 inet {SMTPD} smtpd\n", "2500"),
+        ("smtp unix - - y - - smtp\n", None),
+    ],
+)
+def test_the_line_for_ordinary_mail_is_found(master: str, line: str | None) -> None:
+    found = shared_line(mastercf.services_of(master))
+    assert (found and found.name) == line
 
 
 # -- both

@@ -73,7 +73,7 @@ def init(
         raise UsageError(f"{output} exists and stays as it is; choose another --output") from None
     except OSError as error:
         raise UsageError(f"{output}: {error.strerror}") from None
-    click.echo(f"""Wrote {output}. Next: mm4 postfix maps, mm4 check.
+    click.echo(f"""Wrote {output}. Next: mm4 serve, mm4 postfix wire, mm4 check.
 
 What {peer} has to be told:
   MM4 domain               {domain}

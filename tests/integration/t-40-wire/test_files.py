@@ -150,6 +150,19 @@ def test_a_port_of_another_line_and_one_of_another_program_are_refused(operator:
             wire(operator)
 
 
+def test_a_line_on_every_address_has_the_port_of_each(operator: Operator) -> None:
+    listen = f'listen: "127.0.0.1:{operator.ports["listen"]}"'
+    with (
+        edited(operator.yaml, lambda text: text.replace(listen, 'listen: ["127.0.0.1:25", "[::1]:25"]')),
+        edited(operator.etc / "master.cf", lambda text: "smtp inet n - y - - smtpd\n" + text),
+        pytest.raises(PostfixError) as refused,
+    ):
+        wire(operator)
+    # inet_interfaces has one of the two.
+    assert str(refused.value).count("smtp inet: listens on") == 1
+    assert f"{operator.etc}/master.cf:1: smtp inet: listens on 127.0.0.1:25, service.listen of the YAML" in str(refused.value)
+
+
 def test_lines_put_in_by_hand_are_named(operator: Operator) -> None:
     by_hand = "mm4-out unix - - n - - smtp\n"
     with (
