@@ -304,6 +304,24 @@ def test_a_run_that_is_killed_in_the_middle_is_gone_through_again(
     unwire(operator)
 
 
+def test_a_run_that_is_interrupted_puts_everything_back(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mm4.postfix import maps
+
+    real, interrupted = maps.replace_file, []
+
+    def replace_file(path: Path, text: str | bytes, *, secret: bool = False) -> bool:
+        if path.name == "main.cf" and not interrupted:
+            interrupted.append(path)
+            raise KeyboardInterrupt
+        return real(path, text, secret=secret)
+
+    before = operator.files()
+    monkeypatch.setattr(maps, "replace_file", replace_file)
+    with pytest.raises(KeyboardInterrupt):
+        wire(operator)
+    assert operator.files() == before
+
+
 @pytest.mark.parametrize("mode", ["service", "all"])
 def test_a_peer_with_a_service_of_its_own_comes_and_goes_by_maps(operator: Operator, mode: str) -> None:
     """`mm4 postfix maps` keeps its part of our lines; unwire gives back the first files all the same."""
