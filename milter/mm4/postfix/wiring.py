@@ -11,10 +11,7 @@ import base64
 import contextlib
 import difflib
 import fcntl
-import hashlib
-import json
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,16 +30,14 @@ from .obstacles import Files, Mode, obstacles
 from .passwords import is_password_table, passwords
 from .paused import paused_peers
 from .probes import Probe, converse, deliver, listeners
-from .services import BEGIN, END
 from .shared import TABLES, shared_line, shared_tables
-from .wiredfiles import Members, members_of, undone, whole, wired
+from .wiredfiles import members_of, undone, whole, wired
+from .wiredstate import STATE, State, digest, read_state, write_state
 from .wireprobes import link_probes, mailbox_of, ordinary_line, reachable_within
 
 __all__ = ["Outcome", "Wiring"]
 
-_STATE = "wired.json"
 _FILES = ("main.cf", "master.cf")
-_PART = re.compile(rb"(?ms)^" + re.escape(BEGIN.encode()) + rb"\n.*?^" + END.encode() + rb"\n")
 _UP = 30.0
 """Seconds that the MM4 line may take to listen after a reload."""
 
@@ -67,22 +62,6 @@ class Outcome:
         return asdict(self)
 
 
-@dataclass
-class _State:
-    """What an earlier run has written, and what stood there before it."""
-
-    mode: Mode
-    made_folder: bool
-    new_tables: list[str]
-    before: dict[str, str]
-    """File name to its earlier bytes, in base64."""
-    after: dict[str, str]
-    """File name to the SHA-256 of what was written."""
-    members: dict[str, Members]
-    settled: bool = False
-    """Whether Postfix has read it and every probe was good: a run that was killed has to be gone through again."""
-
-
 class Wiring:
     """One Postfix instance and what this configuration wants in it."""
 
@@ -92,7 +71,8 @@ class Wiring:
         self.master = Master(self.instance)
         self.folder = self.instance.folder
         self.tables = maps.folder_of(config)
-        self.state = self._read_state()
+        self.record = self.tables / STATE
+        self.state = read_state(self.record)
         self.current = {name: _read(self.folder / name) for name in _FILES}
         self.places: dict[str, str] = {}
         """Both files with an empty block where ours stands."""
@@ -120,7 +100,7 @@ class Wiring:
             if dry or (not outcome.changed and settled):
                 state.settled = settled
                 if not dry and self.state != state:
-                    self._write_state(state)  # what the operator edited since is part of what unwire gives back
+                    write_state(self.record, state)  # what the operator edited since is part of what unwire gives back
                 return outcome
             running = self.master.pid() is not None
             at = ordinary_line(self.instance, base["master.cf"]) if mode != "all" else None
@@ -141,7 +121,7 @@ class Wiring:
                 outcome.ok = all(done.ok for done in outcome.probes)
                 if outcome.ok:
                     state.settled = True
-                    self._write_state(state)
+                    write_state(self.record, state)
             except (OSError, PostfixError) as error:
                 outcome.probes.append(Probe("Postfix", False, str(error)))
                 outcome.ok = False
@@ -174,7 +154,7 @@ class Wiring:
             if running:
                 outcome.applied = self.master.restart() if was == "all" else self.master.reload()
             # Until then smtpd processes may still open them.
-            for path in [*gone, self.tables / _STATE]:
+            for path in [*gone, self.record]:
                 path.unlink(missing_ok=True)
             if self.state and self.state.made_folder:
                 try:
@@ -227,7 +207,7 @@ class Wiring:
             data, state = self.current[name], self.state
             self.places[name] = undone(name, _text(data), state.members if state else members_of(self.config))
             before = base64.b64decode(state.before[name]) if state else None
-            if state and _digest(data) == state.after[name] and before is not None:
+            if state and digest(data) == state.after[name] and before is not None:
                 base[name] = _text(before)
             elif state and state.mode == "all" and before is not None and data != before:
                 if not force:
@@ -253,7 +233,7 @@ class Wiring:
         if found:
             raise PostfixError("\n".join(map(str, found)) + "\nnothing was touched")
 
-    def _target(self, mode: Mode, base: Mapping[str, str]) -> tuple[dict[Path, bytes | None], _State]:
+    def _target(self, mode: Mode, base: Mapping[str, str]) -> tuple[dict[Path, bytes | None], State]:
         """What every file has to hold, and the record of it; tables first, and main.cf last, which names them."""
         main, master, members = base["main.cf"], base["master.cf"], {}
         texts = {**maps.tables(self.config, paused_peers(self.config)), **passwords(self.config)}
@@ -273,12 +253,12 @@ class Wiring:
         target |= {path: None for path in self._lists(TABLES) if path.name not in texts}
         target |= {self.folder / name: files[name] for name in reversed(_FILES)}
         earlier = set(self.state.new_tables) if self.state else set()
-        state = _State(
+        state = State(
             mode=mode,
             made_folder=self.state.made_folder if self.state else not self.tables.exists(),
             new_tables=sorted(earlier | {name for name in texts if not (self.tables / name).exists()}),
             before={name: base64.b64encode(_bytes(base[name])).decode() for name in _FILES},
-            after={name: _digest(files[name]) for name in _FILES},
+            after={name: digest(files[name]) for name in _FILES},
             members=members,
         )
         return target, state
@@ -358,33 +338,13 @@ class Wiring:
             os.close(descriptor)
 
     def _snapshot(self, target: Mapping[Path, bytes | None]) -> dict[Path, bytes | None]:
-        return {path: _read(path) if path.exists() else None for path in [self.tables / _STATE, *target]}
+        return {path: _read(path) if path.exists() else None for path in [self.record, *target]}
 
-    def _write(self, target: Mapping[Path, bytes | None], state: _State) -> None:
+    def _write(self, target: Mapping[Path, bytes | None], state: State) -> None:
         self.tables.mkdir(mode=0o755, exist_ok=True)
-        self._write_state(state)
+        write_state(self.record, state)
         for path, data in {**self.set_aside, **target}.items():
             _put(path, data)
-
-    def _write_state(self, state: _State) -> None:
-        path = self.tables / _STATE
-        if not path.exists():
-            # main.cf may hold what is not for everybody.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        maps.replace_file(path, json.dumps(asdict(state), indent=1) + "\n")
-
-    def _read_state(self) -> _State | None:
-        path = self.tables / _STATE
-        try:
-            return _State(**json.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise PostfixError(f"{path}: {error.strerror}; run as root") from None
-        except (ValueError, TypeError):
-            raise PostfixError(
-                f"{path} cannot be read: move it away, then mm4 takes out what it knows to be its own"
-            ) from None
 
     def _ordinary(self, at: tuple[str, int], mailbox: str) -> Probe:
         helo = self.instance.values("myhostname")["myhostname"]
@@ -449,8 +409,3 @@ def _text(data: bytes) -> str:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _digest(data: bytes) -> str:
-    """Of all but what `mm4 postfix maps` keeps up to date in it."""
-    return hashlib.sha256(_PART.sub(b"", data)).hexdigest()
