@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 
 import pytest
 
-from harness import NORTH, STRANGER, Mail, forward_req, new_ids, send, wait_for
+from harness import NORTH, STRANGER, Mail, forward_req, mm4, new_ids, send, wait_for
 from ownpostfix import Operator, edited, listens
 
 pytestmark = pytest.mark.postfix
@@ -67,6 +68,10 @@ def test_both_kinds_of_mail_pass_and_unwire_gives_everything_back(operator: Oper
     for line in ("ordinary", "login", "again"):
         assert operator.rcpt(line, "x@responder.mm4.invalid") == 554, line
         assert operator.rcpt(line, "postmaster@operator.example") == 250, line
+
+    findings = mm4("check", "--config", str(operator.yaml), "--json", check=False).stdout.splitlines()
+    wrong = [f["text"] for f in map(json.loads, findings) if not f["ok"] and not f["warning"]]
+    assert wrong == []
 
     wired = operator.files()
     again = operator.told("wire")
