@@ -15,6 +15,7 @@ from ..protocol.address import Address, Kind, parse_address
 from ..protocol.dialect import Dialect
 from ..protocol.errors import ProtocolError
 from ..protocol.headers import join
+from ..protocol.text import one_line
 from ..protocol.transaction import Answer, Direction, Message, Original, State, Transaction
 from ..protocol.writer import Verbatim, write
 from .answers import restated
@@ -36,7 +37,6 @@ REPORT = "MM4_delivery_report.REQ"
 ANSWER = "MM4_forward.RES"
 
 _WENT_NOWHERE = frozenset({State.REFUSED, State.DUPLICATE, State.SUPPRESSED})
-_LONGEST_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _report(
         "date": now,
         "ack_request": ack is not None,
         "mm_status": found.mm_status,
-        "status_text": _one_line(detail),
+        "status_text": one_line(detail or "") or None,
     }
     record = _record(
         message,
@@ -182,7 +182,7 @@ def _answer(
         "transaction_id": transaction.transaction_id,
         "message_id": transaction.message_id,
         "status_code": status,
-        "status_text": _one_line(detail),
+        "status_text": one_line(detail or "") or None,
         "sender": parse_address(local.system_address),
         "recipients": Verbatim(message.reply_to),
         "request_recipients": (parse_address(transaction.recipient),),
@@ -217,7 +217,7 @@ def _released(
 ) -> Notice:
     assert message.answer is not None
     status = found.request_status or "Error-unspecified"
-    answer = restated(message.answer, status, _one_line(detail), router.dialects["3gpp"])
+    answer = restated(message.answer, status, one_line(detail) or None, router.dialects["3gpp"])
     record = Message(
         token, Direction.IN, message.peer, answer.type, "", host, now, (), answer=answer, source=message.peer,
         copy_of=message.token,
@@ -312,9 +312,3 @@ def _behind(address: Address, domain: str) -> Address:
     if address.kind is Kind.INVALID:
         raise ProtocolError(f"{address.text!r} is no address to report from or to")
     return parse_address(address.write(domain))
-
-
-def _one_line(text: str | None) -> str | None:
-    """What another system said, as it may stand in a Status-Text: printable ASCII, one line, not long."""
-    clean = "".join(c if " " <= c <= "~" else "?" for c in " ".join((text or "").split()))
-    return clean[:_LONGEST_TEXT] or None

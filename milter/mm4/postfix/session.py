@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
-from ..gateway.decide import decide, read_mail
+from ..gateway.case import read_mail
+from ..gateway.decide import decide
 from ..gateway.duplicates import settled
 from ..gateway.envelope import admit, bare, receive, size_of
 from ..gateway.identity import Client

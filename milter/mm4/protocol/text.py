@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["decode_text", "encode_text"]
+__all__ = ["decode_text", "encode_text", "one_line"]
 
 _WORD = re.compile(r"=\?([^?\s]+)\?([bBqQ])\?([^?]*)\?=")
 _UNWRITABLE = re.compile(r"[\ud800-\udfff]")
+_LINE = 200
 _WORD_BYTES = 45  # an encoded word has at most 75 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOOKS_ENCODED = re.compile(r"=\?[^?\s]+\?[^?\s]*\?")
@@ -127,3 +128,8 @@ def encode_text(text: str) -> str:
             words.append(b"")
         words[-1] += encoded
     return "\n ".join(f"=?utf-8?B?{base64.b64encode(word).decode()}?=" for word in words)
+
+
+def one_line(text: str) -> str:
+    """A text as it may stand in an SMTP reply or a Status-Text: one line of at most 200 printable ASCII characters."""
+    return "".join(c if " " <= c <= "~" else "?" for c in " ".join(text.split()))[:_LINE]
