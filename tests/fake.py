@@ -19,8 +19,9 @@ from mm4.gateway.configfile import parse_config
 from mm4.gateway.edits import Edit
 from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Verdict
+from mm4.postfix.runtime import Runtime
 from mm4.postfix.seen import body_of, seen
-from mm4.postfix.session import Runtime, Session
+from mm4.postfix.session import Session
 from mm4.protocol.errors import Reply
 from mm4.protocol.limits import Limit, Standing, Taken, take
 from mm4.protocol.transaction import Direction, Message, Original, Recording

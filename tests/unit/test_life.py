@@ -31,7 +31,8 @@ from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Action, Verdict
 from mm4.postfix.lmtp import Envelope
 from mm4.postfix.responder import Responder
-from mm4.postfix.session import Runtime, Session
+from mm4.postfix.runtime import Runtime
+from mm4.postfix.session import Session
 from mm4.postfix.spool import Spool
 from mm4.postfix.timers import Timers
 from mm4.protocol.errors import SubmissionError

@@ -12,7 +12,8 @@ from fake import CONFIG, QUEUE_ID, Gateway, Headers, Ledger, LogLines, Seen, req
 from mm4.gateway.configfile import parse_config
 from mm4.gateway.routing import Router
 from mm4.gateway.verdict import Action, Verdict
-from mm4.postfix.session import Runtime, Session
+from mm4.postfix.runtime import Runtime
+from mm4.postfix.session import Session
 from mm4.protocol.errors import Reply, StoreError
 from mm4.protocol.headers import MAX_HEADER_BYTES, MAX_HEADERS
 

@@ -17,8 +17,9 @@ from ..gateway.names import strip_via
 from ..gateway.routing import Router
 from ..gateway.verdict import Action, Recipient, Verdict
 from ..postfix.lookups import RouteLookups
+from ..postfix.runtime import History, Runtime
 from ..postfix.seen import body_of, seen
-from ..postfix.session import History, Runtime, Session
+from ..postfix.session import Session
 from ..postfix.settings import read_config
 from ..protocol.errors import Reply, StoreError, UsageError
 from .lint import read_bytes

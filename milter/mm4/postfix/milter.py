@@ -20,7 +20,8 @@ from ..gateway.logline import logline
 from ..gateway.verdict import Action, Verdict
 from ..protocol.errors import InternalError, Reply
 from .fingerprints import FINGERPRINTS_SOCKET, fingerprint_of_client
-from .session import Runtime, Session
+from .runtime import Runtime
+from .session import Session
 
 __all__ = ["connection_class", "libmilter_version", "serve"]
 

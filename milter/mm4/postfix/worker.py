@@ -22,7 +22,7 @@ from .control import messages, say
 from .logs import child_log
 from .lookups import RouteLookups
 from .metrics import Counters
-from .session import EOM_SECONDS, Runtime
+from .runtime import EOM_SECONDS, Runtime
 
 __all__ = ["main"]
 

@@ -31,7 +31,7 @@ RECOVERY = 10.0
 """Seconds within which every ack is out once the cause is gone."""
 
 DEADLINE = 20.0
-"""Longest time from the end of a message to its verdict (session.EOM_SECONDS), and what a busy machine adds."""
+"""Longest time from the end of a message to its verdict (runtime.EOM_SECONDS), and what a busy machine adds."""
 SLACK = 8.0
 
 
