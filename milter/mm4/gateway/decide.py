@@ -23,9 +23,13 @@ from .names import SIDE_HEADER, strip_via
 from .originator import outside, own_number
 from .outcomes import (
     ACCEPTED,
+    CORRUPT,
+    DENIED,
     ENDED,
     LIMITS,
     NO_RES_ADDRESS,
+    NOT_ACCEPTED,
+    NOT_FOUND,
     NOT_SERVED,
     REPLIES,
     TOO_OFTEN,
@@ -34,23 +38,12 @@ from .outcomes import (
 from .parts import part_for, sender_side
 from .policy import flooded, floods, objection, unwelcome
 from .received import answer_received
-from .rewriting import (
-    COMPLETABLE,
-    commit_recipient,
-    replacements,
-    success_wanted,
-)
+from .rewriting import COMPLETABLE, commit_recipient, replacements, success_wanted
 from .routing import LOCAL, Router, Side
 from .sides import answered, one_answer, parted, split, split_recipient, split_tokens
 from .verdict import Action, Mail, Part, Verdict
 
 __all__ = ["decide"]
-
-CORRUPT = "Error-message-format-corrupt"
-UNSUPPORTED = "Error-unsupported-message"
-DENIED = "Error-service-denied"
-NOT_ACCEPTED = "Error-content-not-accepted"
-NOT_FOUND = "Error-message-not-found"
 
 
 def decide(mail: Mail, router: Router, side: Side) -> Verdict:

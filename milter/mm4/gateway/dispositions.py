@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from .outcomes import DENIED, NETWORK, NO_SENDER, NOT_ACCEPTED, UNSPECIFIED
+
 __all__ = ["ROWS", "Disposition", "disposition"]
 
 
@@ -34,12 +36,6 @@ class Disposition:
         return self.action == "failed"
 
 
-NETWORK = "Error-network-problem"
-CONTENT = "Error-content-not-accepted"
-DENIED = "Error-service-denied"
-SENDER = "Error-sending-address-unresolved"
-UNSPECIFIED = "Error-unspecified"
-
 # The first row that fits wins.
 _ROWS = (
     ("delivered", ".*", "Retrieved", None, "RFC 4356 2.1.4.2: delivered"),
@@ -47,13 +43,13 @@ _ROWS = (
     ("expanded", ".*", "Indeterminate", None, "RFC 3464 2.3.3: sent on to several, as if relayed"),
     ("failed", r"[45]\.4\.7", "Expired", NETWORK, "RFC 3463 X.4.7: delivery time expired"),
     ("failed", r"4\..*", "Indeterminate", NETWORK, "RFC 3463 4.X.X: for a time only, until Postfix gave up"),
-    ("failed", r"5\.1\.[78]", "Rejected", SENDER, "RFC 3463 X.1.7, X.1.8: the sender's address"),
+    ("failed", r"5\.1\.[78]", "Rejected", NO_SENDER, "RFC 3463 X.1.7, X.1.8: the sender's address"),
     ("failed", r"5\.1\..*", "Rejected", UNSPECIFIED, "RFC 3463 X.1.X: the address; no MM4 status names a recipient"),
-    ("failed", r"5\.2\.3|5\.3\.4", "Rejected", CONTENT, "RFC 3463 X.2.3, X.3.4: too large"),
+    ("failed", r"5\.2\.3|5\.3\.4", "Rejected", NOT_ACCEPTED, "RFC 3463 X.2.3, X.3.4: too large"),
     ("failed", r"5\.2\.1", "Rejected", DENIED, "RFC 3463 X.2.1: mailbox disabled"),
     ("failed", r"5\.2\..*", "Rejected", UNSPECIFIED, "RFC 3463 X.2.X: the mailbox"),
     ("failed", r"5\.4\..*", "Indeterminate", NETWORK, "RFC 3463 X.4.X: network and routing; nobody refused it"),
-    ("failed", r"5\.6\..*", "Rejected", CONTENT, "RFC 3463 X.6.X: content or media"),
+    ("failed", r"5\.6\..*", "Rejected", NOT_ACCEPTED, "RFC 3463 X.6.X: content or media"),
     ("failed", r"5\.7\..*", "Rejected", DENIED, "RFC 3463 X.7.X: security or policy"),
     ("failed", ".*", "Rejected", UNSPECIFIED, "RFC 3463 5.X.X, or no status at all: a permanent failure"),
 )

@@ -24,6 +24,7 @@ from .entries import domain_of
 from .lines import adapted
 from .localside import Local
 from .names import public_name
+from .outcomes import UNSPECIFIED
 from .peer import Peer
 from .reports import addressees
 from .rewriting import inward_sender, system_sender
@@ -175,7 +176,7 @@ def _answer(
     now: datetime,
     host: str,
 ) -> Notice:
-    status = found.request_status or "Error-unspecified"
+    status = found.request_status or UNSPECIFIED
     assert message.reply_to is not None
     mail_from, _ = inward_sender(local, token)
     values: dict[str, Any] = {
@@ -216,7 +217,7 @@ def _released(
     host: str,
 ) -> Notice:
     assert message.answer is not None
-    status = found.request_status or "Error-unspecified"
+    status = found.request_status or UNSPECIFIED
     answer = restated(message.answer, status, one_line(detail) or None, router.dialects["3gpp"])
     record = Message(
         token, Direction.IN, message.peer, answer.type, "", host, now, (), answer=answer, source=message.peer,

@@ -14,13 +14,19 @@ from ..protocol.errors import Reply
 __all__ = [
     "ACCEPTED",
     "ALONE",
+    "CORRUPT",
+    "DENIED",
     "DRAINING",
     "ENDED",
     "IN_PROGRESS",
     "LIMITS",
+    "NETWORK",
+    "NOT_ACCEPTED",
+    "NOT_FOUND",
     "NOT_SERVED",
     "NO_OPERATOR",
     "NO_RES_ADDRESS",
+    "NO_SENDER",
     "RECIPIENT_OK",
     "REPLIES",
     "SENDER_OK",
@@ -29,6 +35,8 @@ __all__ = [
     "TOO_MANY",
     "TOO_MANY_SIDES",
     "TOO_OFTEN",
+    "UNSPECIFIED",
+    "UNSUPPORTED",
     "WRONG_ORIGINATOR",
     "WRONG_SENDER",
 ]
@@ -38,15 +46,25 @@ RECIPIENT_OK = Reply(250, "2.1.5", "Ok")
 SENDER_OK = Reply(250, "2.1.0", "Ok")
 ENDED = Reply(250, "2.0.0", "Ok: recorded")
 
+# Request statuses, as the dialect 3gpp lists them.
+CORRUPT = "Error-message-format-corrupt"
+UNSUPPORTED = "Error-unsupported-message"
+DENIED = "Error-service-denied"
+NOT_ACCEPTED = "Error-content-not-accepted"
+NOT_FOUND = "Error-message-not-found"
+NO_SENDER = "Error-sending-address-unresolved"
+NETWORK = "Error-network-problem"
+UNSPECIFIED = "Error-unspecified"
+
 # RFC 3463 codes: 5.6.x content, 5.7.1 policy, 5.1.x address, 5.3.4 size.
 REPLIES: Mapping[str, Reply] = MappingProxyType(
     {
-        "Error-message-format-corrupt": Reply(554, "5.6.0", "Malformed MM4 message"),
-        "Error-unsupported-message": Reply(554, "5.6.1", "MM4 message type not supported"),
-        "Error-sending-address-unresolved": Reply(553, "5.1.7", "From is no address"),
-        "Error-content-not-accepted": Reply(552, "5.3.4", "Message too large or content not accepted"),
-        "Error-service-denied": Reply(550, "5.7.1", "Service denied"),
-        "Error-message-not-found": Reply(550, "5.1.0", "Report about a message that is not known here"),
+        CORRUPT: Reply(554, "5.6.0", "Malformed MM4 message"),
+        UNSUPPORTED: Reply(554, "5.6.1", "MM4 message type not supported"),
+        NO_SENDER: Reply(553, "5.1.7", "From is no address"),
+        NOT_ACCEPTED: Reply(552, "5.3.4", "Message too large or content not accepted"),
+        DENIED: Reply(550, "5.7.1", "Service denied"),
+        NOT_FOUND: Reply(550, "5.1.0", "Report about a message that is not known here"),
     }
 )
 

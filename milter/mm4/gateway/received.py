@@ -13,17 +13,13 @@ from ..protocol.retry import TRANSIENT
 from ..protocol.transaction import Direction, Message, State
 from .answers import restated
 from .envelope import bare
-from .outcomes import ACCEPTED, ENDED, REPLIES
+from .outcomes import ACCEPTED, CORRUPT, DENIED, ENDED, REPLIES, UNSUPPORTED
 from .policy import unwelcome
 from .rewriting import commit_recipient
 from .routing import LOCAL, Router, Side
 from .verdict import Action, Arrival, Mail, Verdict
 
 __all__ = ["answer_received"]
-
-CORRUPT = "Error-message-format-corrupt"
-UNSUPPORTED = "Error-unsupported-message"
-DENIED = "Error-service-denied"
 
 _SAYING = frozenset({None, "message_type", "transaction_id", "status_code"})
 """Fields without which a RES says nothing; None is the header block as a whole."""
