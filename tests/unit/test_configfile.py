@@ -415,10 +415,10 @@ def test_a_router_has_the_dialects_that_the_configuration_carries() -> None:
     text = with_dialects(north="harbour.yaml", south="mbuni")
     path = "/etc/mm4/harbour.yaml"
     router = Router(parse_config(text, NAME, {path: HARBOUR}))
-    assert {name: dialect.name for name, dialect in router.dialects.items()} == {
-        "3gpp": "3gpp", path: "harbour", "mbuni": "mbuni",
+    assert {side: router.dialect(side).name for side in ("local", "north", "south")} == {
+        "local": "3gpp", "north": "harbour", "south": "mbuni",
     }  # fmt: skip
-    assert router.dialects[path].fields["priority"].header == "X-Mms-Prio"
+    assert router.dialect("north").fields["priority"].header == "X-Mms-Prio"
     with pytest.raises(InternalError, match="the text of this dialect was not handed over"):
         Router(parse_config(text, NAME))
 
@@ -449,7 +449,7 @@ def test_the_files_are_read_with_the_configuration(tmp_path: Path) -> None:
     config, text = read_config(tmp_path / "mm4.yaml")
     path = str(tmp_path / "d" / "harbour.yaml")
     assert (config.peers["north"].dialect, dict(config.dialects)) == (path, {path: HARBOUR})
-    assert Router(config).dialects[path].name == "harbour"
+    assert Router(config).dialect("north").name == "harbour"
     assert text == with_dialects(north="d/harbour.yaml")
 
 
@@ -496,7 +496,7 @@ def test_the_daemon_hands_over_the_texts_that_it_checked_and_keeps_them_while_th
     def handed_over() -> str:
         told: dict[str, Any] = json.loads(json.dumps(supervisor.configuration()))
         child = parse_config(told["config"], told["name"], told["dialects"])
-        return Router(child).dialects[str(dialect)].fields["priority"].header
+        return Router(child).dialect("north").fields["priority"].header
 
     dialect.write_text(HARBOUR.replace("X-Mms-Prio", "Received"))
     asyncio.run(supervisor._reload())

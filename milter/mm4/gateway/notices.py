@@ -130,7 +130,7 @@ def _report(
         theirs, behind = peer.write_domain, local.domain
         mail_from, _ = system_sender(local, peer, token)
     else:
-        local, dialect = ours, router.dialects["3gpp"]
+        local, dialect = ours, router.dialect(LOCAL)
         other = router.config.peers.get(message.peer)
         theirs, behind = local.domain, other.write_domain if other else local.domain
         mail_from, _ = inward_sender(local, token)
@@ -202,7 +202,7 @@ def _answer(
         transaction_id=transaction.transaction_id,
         status=status,
     )
-    mail = _mail(ANSWER, values, router.dialects["3gpp"], local, _identifier(token, local))
+    mail = _mail(ANSWER, values, router.dialect(LOCAL), local, _identifier(token, local))
     return Notice(record, Answer(message.reply_to, mail_from, ANSWER, status, mail))
 
 
@@ -218,7 +218,7 @@ def _released(
 ) -> Notice:
     assert message.answer is not None
     status = found.request_status or UNSPECIFIED
-    answer = restated(message.answer, status, one_line(detail) or None, router.dialects["3gpp"])
+    answer = restated(message.answer, status, one_line(detail) or None, router.dialect(LOCAL))
     record = Message(
         token, Direction.IN, message.peer, answer.type, "", host, now, (), answer=answer, source=message.peer,
         copy_of=message.token,

@@ -78,13 +78,13 @@ class Router:
     def __init__(self, config: Config) -> None:
         self.config = config
         # Loaded now, so that no message waits for it.
-        self.dialects = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
-        self.reads_bodies = any(peer.reads_body for peer in config.peers.values())
-        """Whether any rule needs the body of a message."""
-        self._spoken = {
-            name: replace(self.dialects[peer.dialect], version=peer.mms_version or self.dialects[peer.dialect].version)
+        tables = {name: _dialect(name, config) for name in {"3gpp", *(p.dialect for p in config.peers.values())}}
+        self._spoken = {LOCAL: tables["3gpp"]} | {
+            name: replace(tables[peer.dialect], version=peer.mms_version or tables[peer.dialect].version)
             for name, peer in config.peers.items()
         }
+        self.reads_bodies = any(peer.reads_body for peer in config.peers.values())
+        """Whether any rule needs the body of a message."""
         self._identities = {name: _identities(config, peer) for name, peer in config.peers.items()}
         self.pinned = pinned(config.peers)
         """Whether a client's fingerprint has to be known to tell who it is."""
@@ -111,8 +111,8 @@ class Router:
         """Every domain in which an address is MM4's, and no e-mail address."""
 
     def dialect(self, side: str) -> Dialect:
-        """What is spoken with a peer, or with a side of ours: 3gpp."""
-        return self._spoken.get(side) or self.dialects["3gpp"]
+        """What is spoken with a peer, in the version that it gets; with anybody else, as with our own side, 3gpp."""
+        return self._spoken.get(side) or self._spoken[LOCAL]
 
     def side(self, client: Client) -> Side | None:
         """The side of a client; None for a stranger and for what has no address."""

@@ -88,7 +88,7 @@ def check(config: Config) -> list[Finding]:
 
 
 def _peers(config: Config) -> Iterator[Finding]:
-    dialects = Router(config).dialects
+    router = Router(config)
     try:
         paused = paused_peers(config)
     except PostfixError as error:
@@ -100,7 +100,7 @@ def _peers(config: Config) -> Iterator[Finding]:
             "in the queue", f"mm4 peer resume {name}", warning=True,
         )  # fmt: skip
     for name, peer in config.peers.items():
-        dialect = dialects[peer.dialect]
+        dialect = router.dialect(name)
         yield from _dialect(config, name, dialect)
         rows = dialect.pdus["MM4_forward.REQ"]
         asks = any(r.field == "originator_system" and r.presence != "optional" for r in rows)
