@@ -23,11 +23,11 @@ local:
   clients: [{clients}]
 {delivery}peers:
   {peer}:
-    dialect: {dialect}
     domains: [{peer_domain}]
+    system_address: system@{peer_domain}
     networks: [{peer_network}]
     next_hop: "{peer_next_hop}"
-    system_address: system@{peer_domain}
+    dialect: {dialect}
 routes:
   - {{prefix: "+", peer: {peer}}}
 service: {{listen: "{listen}"}}

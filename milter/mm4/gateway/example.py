@@ -22,6 +22,7 @@ from .localside import Local, LocalSide
 from .outgoing import Tls
 from .peer import Peer
 from .routes import ROUTES, Enum, Http, PrefixRoute, Range
+from .section import Section
 
 __all__ = ["example"]
 
@@ -127,7 +128,13 @@ def _section(name: str, info: FieldInfo, body: list[str], *, commented: bool = F
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    return [line for name, info in model.model_fields.items() if not info.exclude for line in _key(model, name, info)]
+    lines: list[str] = []
+    chapters = model.CHAPTERS if issubclass(model, Section) else {}
+    for name, info in model.model_fields.items():
+        if name in chapters:
+            lines += ["", f"# ---- {chapters[name]} ----"] if lines else [f"# ---- {chapters[name]} ----"]
+        lines += _key(model, name, info) if not info.exclude else ()
+    return lines
 
 
 def _key(model: type[BaseModel], name: str, info: FieldInfo) -> Iterator[str]:

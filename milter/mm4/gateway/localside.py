@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -57,6 +57,14 @@ class LocalSide(Section):
 class Local(Section):
     """Our own side: one operator, or one MVNO of several on this host."""
 
+    CHAPTERS: ClassVar[Mapping[str, str]] = {
+        "domain": "Who we are",
+        "clients": "How our own systems are known",
+        "deliver_to": "Where our mail goes",
+        "addresses": "How it is written",
+        "on_bounce": "What is told",
+    }
+
     name: Literal["local"] = Field("local", exclude=True)
     domain: Domain = Field(description="Our MM4 domain: what stands behind our numbers on the way to a peer.")
     system_address: SystemAddress = Field(
@@ -68,9 +76,11 @@ class Local(Section):
     numbers: list[Prefix] = Field(
         min_length=1, description="Prefixes of the numbers we serve; a peer's mail to any other is refused at RCPT."
     )
+
     clients: list[NetworkName] = Field(
         default_factory=list, description="Networks of the MMSC and applications that may send out."
     )
+
     deliver_to: DeliverTo | None = Field(
         None,
         description="Envelope address of a subscriber on the local side; {number} is the E.164 number with "
@@ -82,10 +92,15 @@ class Local(Section):
         description="Where Postfix hands inbound MMS on, as in Postfix's transport table. Left out: "
         "Maildirs below the state folder, one a number.",
     )
-
     sides: list[LocalSide] = Field(
         default_factory=list, description="Further systems on our own side, each for some of the numbers."
     )
+    postmaster_to: SystemAddress | None = Field(
+        None,
+        description="Who gets mail to `domain` that is neither MM4 nor a bounce of ours; in any domain but ours. Left "
+        "out: the Maildir `unclaimed` below the state folder.",
+    )
+
     addresses: LocalAddresses = Field(
         default_factory=LocalAddresses, description="How addresses are written towards our own side."
     )
@@ -104,11 +119,6 @@ class Local(Section):
         "Indeterminate",
         description="What a peer with `delivery_report: on_delivery` is told of a message that the MMSC took: "
         "Retrieved only if handing over is delivery.",
-    )
-    postmaster_to: SystemAddress | None = Field(
-        None,
-        description="Who gets mail to `domain` that is neither MM4 nor a bounce of ours; in any domain but ours. Left "
-        "out: the Maildir `unclaimed` below the state folder.",
     )
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -65,21 +66,30 @@ class PeerAddresses(Section):
 class Peer(Section):
     """One link to another operator or hub."""
 
-    dialect: Text = Field(
-        "3gpp",
-        description="Header names and rules of this peer: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body or "
-        "tyntec, or the path of your own file ending in .yaml (docs/dialects.md).",
-    )
+    CHAPTERS: ClassVar[Mapping[str, str]] = {
+        "domains": "Who they are",
+        "networks": "How they are known",
+        "next_hop": "Where their mail goes",
+        "dialect": "How it is written",
+        "pdus": "What is agreed",
+        "answers": "What is answered and asked",
+    }
+
     domains: list[Domain] = Field(
-        min_length=1, description="Theirs: what may stand in X-Mms-Originator-System, and where answers may go."
+        min_length=1, description="Their domains: what may stand in X-Mms-Originator-System, and where answers may go."
     )
-    recipient_domain: Domain | None = Field(
-        None, description="What we write behind a number on the way to them. Default: the first of `domains`."
+    system_address: SystemAddress | None = Field(
+        None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
     )
-    addresses: PeerAddresses = Field(default_factory=PeerAddresses, description="How addresses are written to them.")
     region: Region | None = Field(
         None, description="ISO 3166 country in which a national number (without plus) from this peer is read."
     )
+    local: Annotated[list[Domain], one_or_many] = Field(
+        default_factory=list,
+        description="Where we are several operators: the `local.domain` of each that has this peer, one or a list. "
+        "Left out: all.",
+    )
+
     networks: list[NetworkName] = Field(
         default_factory=list,
         description="Client addresses by which this peer is known; may be left out where it has certificates or "
@@ -89,39 +99,43 @@ class Peer(Section):
         default_factory=list, description="TLS client certificates by which this peer is known: {subject, fingerprint}."
     )
     logins: list[LoginName] = Field(default_factory=list, description="SASL logins by which this peer is known.")
+
     next_hop: NextHop = Field(description="Where Postfix sends mail for this peer, as in its transport table.")
-    tls: Tls = Field(
-        default_factory=Tls,
-        description="TLS towards this peer: Postfix's level none, may, encrypt, fingerprint, verify or secure, or a "
-        "mapping.",
-    )
     source: Annotated[list[Source], one_or_many] = Field(
         default_factory=list,
         description="Address of this host that we send from to this peer: one, or one for IPv4 and one for IPv6. Left "
         "out: any.",
     )
+    tls: Tls = Field(
+        default_factory=Tls,
+        description="TLS towards this peer: Postfix's level none, may, encrypt, fingerprint, verify or secure, or a "
+        "mapping.",
+    )
     login: Login | None = Field(None, description="SMTP AUTH towards this peer.")
     pace: Pace = Field(default_factory=Pace, description="How fast we send to this peer.")
-    local: Annotated[list[Domain], one_or_many] = Field(
-        default_factory=list,
-        description="Where we are several operators: the `local.domain` of each that has this peer, one or a list. "
-        "Left out: all.",
-    )
-    system_address: SystemAddress | None = Field(
-        None, description="Where a RES goes when the REQ names no originator system; in one of `domains`."
-    )
-    # YAML reads the plain word null as nothing, which is what somebody who writes it here means.
-    mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
-        "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
+
+    dialect: Text = Field(
+        "3gpp",
+        description="Header names and rules of this peer: 3gpp, 3gpp-r4, bare-ids, mbuni, minimal-res, mixed-body or "
+        "tyntec, or the path of your own file ending in .yaml (docs/dialects.md).",
     )
     mms_version: Version | None = Field(
         None, description="MMS version of all that this peer gets from us. Default: the dialect's in what we write, "
         "the sender's own in what we pass on."
     )  # fmt: skip
+    recipient_domain: Domain | None = Field(
+        None, description="What we write behind a number on the way to them. Default: the first of `domains`."
+    )
+    addresses: PeerAddresses = Field(default_factory=PeerAddresses, description="How addresses are written to them.")
+    # YAML reads the plain word null as nothing, which is what somebody who writes it here means.
+    mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
+        "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
+    )
+    headers: Headers = Field(default_factory=Headers, description="Headers of all that this peer gets from us.")
     res: Extras = Field(
         default_factory=Extras, description="Headers of our RES to this peer, yes or no each. Default: the dialect's."
     )
-    headers: Headers = Field(default_factory=Headers, description="Headers of all that this peer gets from us.")
+
     pdus: list[PduType] | None = Field(
         None,
         min_length=1,
@@ -151,11 +165,6 @@ class Peer(Section):
     flood: Flood | None = Field(
         None, description="The same content over and over from this peer. Left out: not watched. Has the body read."
     )
-    on_violation: Literal["respond", "reject", "monitor"] = Field(
-        "respond",
-        description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
-        "always 5xx, or deliver it and log.",
-    )
     identity: Literal["strict", "log"] = Field(
         "log",
         description="Whether From, Sender, MAIL FROM or X-Mms-Originator-System outside `domains` is refused (strict) "
@@ -167,15 +176,21 @@ class Peer(Section):
         'roaming there. Any other of ours is refused as its sender; "+" allows all.',
     )
     transit: bool = Field(False, description="Whether this peer may send to numbers of other peers through us.")
-    delivery_report: Annotated[Literal["on_delivery", "on_report", "off"], OrOff] = Field(
-        "on_report",
-        description="Who tells this peer that its message was delivered, where it asked: the gateway on delivery or "
-        "failure, the MMSC by its own report, or nobody.",
+    on_violation: Literal["respond", "reject", "monitor"] = Field(
+        "respond",
+        description="A PDU that breaks a rule: answer it (RES where one was asked for, else 5xx), "
+        "always 5xx, or deliver it and log.",
     )
+
     answers: Literal["gateway", "mmsc"] = Field(
         "gateway",
         description="Who answers this peer's REQs: the gateway, as soon as Postfix has them, or the MMSC, whose own "
         "RES goes out as the peer wants it; and an MMSC that asks this peer for a RES gets it.",
+    )
+    delivery_report: Annotated[Literal["on_delivery", "on_report", "off"], OrOff] = Field(
+        "on_report",
+        description="Who tells this peer that its message was delivered, where it asked: the gateway on delivery or "
+        "failure, the MMSC by its own report, or nobody.",
     )
     ack: Ack = Field(default_factory=Ack, description="What we ask of this peer for what we send.")
 

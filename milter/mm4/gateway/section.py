@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +13,9 @@ __all__ = ["Section", "place"]
 
 class Section(BaseModel):
     """A mapping of the file: unknown keys are errors, and nothing changes after it was read."""
+
+    CHAPTERS: ClassVar[Mapping[str, str]] = {}
+    """Headings of the example file, each by the key that it stands before."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, arbitrary_types_allowed=True)
 
