@@ -10,11 +10,10 @@ answer, and a further side's mail, goes out at least once; twice only after a ki
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -28,11 +27,12 @@ from ..protocol.transaction import Direction, Message, Split, State, Transaction
 from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
+from .flusher import FLUSH_SECONDS, Flush, Flusher
 from .lmtp import Envelope, split_address
 from .spool import Spool, as_received
 from .strays import Strays
 
-__all__ = ["Counters", "Flush", "Responder", "received_ids"]
+__all__ = ["Counters", "Responder", "received_ids"]
 
 log = logging.getLogger("mm4.responder")
 
@@ -41,9 +41,6 @@ LATER = Reply(451, "4.3.0", "Try again later")
 
 TOKEN_BYTES = 4096
 """What is read of a message that brings tokens only: the top Received header lies in it."""
-FLUSH_SECONDS = 3.0
-FLUSH_LONGEST = 60.0
-"""Between a failure and the flush that follows it; a flush that fails is repeated with doubled pauses."""
 REMEMBERED = 10_000
 """Submitted answers that the store could not note yet, kept in memory so that a second try sends none twice."""
 
@@ -62,10 +59,6 @@ class Counters(bounces.Counters, Protocol):
 
     def copy(self, result: str) -> None:
         """A copy to send again was kept, or not: `full` or `error`."""
-
-
-Flush = Callable[[str], Awaitable[None]]
-"""Asks Postfix to deliver at once what it has deferred for a domain; raises Mm4Error or OSError."""
 
 
 def received_ids(data: bytes) -> list[str]:
@@ -124,16 +117,12 @@ class Responder:
         self._bounces = Bounces(self._attempts, router, now=now, host=host, counters=counters)
         self._store = store
         self._strays = Strays(self._attempts, router, unclaimed)
-        self._flush = flush
+        self._flusher = Flusher(flush, flush_seconds)
         self._now = now
         self._counters = counters
         self._spool = spool
         self._retry_seconds = retry_seconds
-        self._flush_seconds = flush_seconds
         self._submitted: dict[str, str] = {}
-        self._flush_due: dict[str, float] = {}
-        self._flush_asked = asyncio.Event()
-        self._flusher: asyncio.Task[None] | None = None
         self._use(router)
 
     def update(self, router: Router) -> None:
@@ -152,8 +141,8 @@ class Responder:
 
     def start(self) -> None:
         """Flush what Postfix has deferred while nobody was here, and from now on after each failure."""
-        self._ask_flush(self._ours(), 0)
-        self._flusher = asyncio.get_running_loop().create_task(self._flush_for_ever())
+        self._flusher.ask(self._ours(), at_once=True)
+        self._flusher.start()
 
     async def stop(self) -> None:
         """End the flushing and let waiting retries give up at once; call it before the server's drain.
@@ -161,14 +150,11 @@ class Responder:
         What is deferred by this is flushed by the next start. `close` follows after the drain.
         """
         self._attempts.stop()
-        if self._flusher is not None:
-            self._flusher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._flusher
+        await self._flusher.stop()
 
     def missed(self) -> None:
         """Have flushed what Postfix deferred without an answer of ours, because we stood still for too long."""
-        self._ask_flush(self._ours(), self._flush_seconds)
+        self._flusher.ask(self._ours())
 
     def _ours(self) -> list[str]:
         """Every domain whose mail waits while this process is away; the Maildirs are served by it too."""
@@ -231,7 +217,7 @@ class Responder:
             if not isinstance(error, Mm4Error | OSError):
                 log.exception("a fault while serving %s", ascii(recipient))
             if domain == RESPONDER_DOMAIN or domain in self._local_domains:
-                self._ask_flush([domain], self._flush_seconds)
+                self._flusher.ask([domain])
         said |= {"reply": reply.code, "ms": round((time.monotonic() - begun) * 1000)}
         log.log(level, logline(**said))
         return reply
@@ -360,40 +346,3 @@ class Responder:
         if await self._bounces.take(envelope, recipient, data, said, deadline):
             return logging.INFO
         return await self._strays.take(envelope, recipient, data, said, deadline)
-
-    # --- flushing
-
-    def _ask_flush(self, domains: Iterable[str], seconds: float) -> None:
-        """Have the domains flushed in so many seconds, or earlier where that is planned already."""
-        due = time.monotonic() + seconds
-        for domain in domains:
-            self._flush_due[domain] = min(due, self._flush_due.get(domain, due))
-        self._flush_asked.set()
-
-    async def _flush_for_ever(self) -> None:
-        """Have Postfix try again soon what was refused: by itself it would wait for five minutes or more.
-
-        A flush that fails is repeated, at last once a minute (Postfix may be down); only the first of a
-        row of failures is an error in the log.
-        """
-        failures: dict[str, int] = {}
-        while True:
-            self._flush_asked.clear()
-            wait = min(self._flush_due.values()) - time.monotonic() if self._flush_due else None
-            if wait is None or wait > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._flush_asked.wait()
-            now = time.monotonic()
-            due = [domain for domain, at in self._flush_due.items() if at <= now]
-            for domain in due:
-                del self._flush_due[domain]
-            results = await asyncio.gather(*map(self._flush, due), return_exceptions=True)
-            for domain, result in zip(due, results, strict=True):
-                if not isinstance(result, BaseException):
-                    failures.pop(domain, None)
-                    continue
-                count = failures[domain] = failures.get(domain, 0) + 1
-                level = logging.ERROR if count == 1 else logging.DEBUG
-                log.log(level, logline(why="cannot flush the queue", domain=domain, error=result))
-                self._ask_flush([domain], min(self._flush_seconds * 2 ** min(count - 1, 10), FLUSH_LONGEST))
