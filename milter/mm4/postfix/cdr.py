@@ -26,6 +26,7 @@ from ..protocol.charging import written
 from ..store.charges import CdrFile, Charges
 from ..store.store import Store
 from .metrics import Counters
+from .synced import sync_folder
 
 __all__ = ["CdrWriter", "start_cdr_writer"]
 
@@ -139,7 +140,7 @@ class CdrWriter:
             self._charges.written(file, _identity(folder), self._now()).result(STORE_SECONDS)
         with contextlib.suppress(FileNotFoundError):  # renamed before
             part.rename(final)
-        _flush(folder)
+        sync_folder(folder)
         self._charges.closed(file, self._now()).result(STORE_SECONDS)
         log.info(logline(cdr="closed", file=str(final), records=file.records))
         if self._counters is not None:
@@ -159,7 +160,7 @@ class CdrWriter:
             output.writelines(written(self._charges.of_file(file), file.format))
             output.flush()
             os.fsync(output.fileno())
-        _flush(part.parent)
+        sync_folder(part.parent)
 
 
 def start_cdr_writer(config: Config, store: Store, host: str) -> CdrWriter | None:
@@ -189,12 +190,3 @@ def _alone(folder: Path) -> Iterator[bool]:
 def _identity(folder: Path) -> str:
     status = folder.stat()
     return f"{status.st_dev}:{status.st_ino}"
-
-
-def _flush(folder: Path) -> None:
-    """Have on disk which names stand in the folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

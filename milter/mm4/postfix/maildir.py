@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..protocol.errors import Reply
 from .lmtp import Envelope, split_address
+from .synced import sync_folder
 
 __all__ = ["Maildir", "store_in"]
 
@@ -40,14 +41,6 @@ def _host() -> str:
     return socket.gethostname().replace("/", "\\057").replace(":", "\\072")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _make_folder(folder: Path) -> None:
     """Make a folder (0700) and those above it. Each new entry is synced: a power cut could take it else."""
     if folder.is_dir():
@@ -55,7 +48,7 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def store_in(folder: Path, mail_from: str, recipient: str, data: bytes) -> Path:
@@ -85,7 +78,7 @@ def store_in(folder: Path, mail_from: str, recipient: str, data: bytes) -> Path:
             temporary.unlink()
         raise
     try:
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
     except OSError:
         # The client is told to try again, so this copy would become a duplicate.
         with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..gateway.config import Config
 from ..gateway.names import PEER_NAME
 from ..protocol.errors import PostfixError
+from .synced import sync_folder
 
 __all__ = ["note", "paused_peers", "strike"]
 
@@ -45,7 +46,7 @@ def note(config: Config, name: str, at: datetime) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(folder / name)
-        _flush(folder)
+        sync_folder(folder)
     except FileNotFoundError as error:
         hint = "start mm4 serve once, or mend folders.state"
         raise PostfixError(f"{folder.parent}: there is no such folder; {hint}") from error
@@ -59,7 +60,7 @@ def strike(config: Config, name: str) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
-            _flush(folder)
+            sync_folder(folder)
     except OSError as error:
         raise PostfixError(f"{error.filename or folder}: cannot be removed: {error.strerror}; run as root") from error
 
@@ -74,11 +75,3 @@ def _moment(path: Path) -> datetime:
     except ValueError:  # somebody made the file by hand: what counts is that it is there
         found = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
     return found if found.tzinfo else found.astimezone()
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

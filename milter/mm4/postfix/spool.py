@@ -15,6 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..gateway.names import TOKEN
+from .synced import sync_folder
 
 __all__ = ["Spool", "as_received"]
 
@@ -51,7 +52,7 @@ class Spool:
         """Make the folder, drop what a crash left unfinished, and see what is there. Raises OSError."""
         if not self._folder.is_dir():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder.parent)
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if TOKEN.match(entry.name):
@@ -91,7 +92,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(final)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -114,11 +115,3 @@ class Spool:
             (self._folder / token).unlink(missing_ok=True)
             with self._lock:
                 self._used -= self._sizes.pop(token, 0)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
