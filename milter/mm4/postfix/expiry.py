@@ -16,8 +16,8 @@ from typing import Any
 from ..gateway.names import RESPONDER_DOMAIN, strip_via
 from ..protocol.address import parse_address
 from ..protocol.errors import PostfixError
+from ..store.expiry import Expired
 from ..store.store import Store
-from ..store.timers import Expired
 from .instance import Instance
 
 __all__ = ["Fate", "Returned", "expire"]

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from ..protocol.retry import Retry
 from ..protocol.transaction import State
-from .schema import messages, transactions
+from .schema import batches, messages, transactions
 from .timers import LEASE
 
 __all__ = ["Ahead", "ahead", "set_due"]
@@ -48,8 +48,6 @@ _SET_DUE = (
     .where(transactions.c.id == bindparam("a_row"), transactions.c.due_at == bindparam("before", type_=_NOW.type))
     .values(due_at=bindparam("a_due", type_=_NOW.type))
 )
-_PEERS = 500
-"""Values of one IN: SQLite took 999 for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +66,8 @@ def ahead(connection: Connection, now: datetime, limit: int, retries: Mapping[st
         allowed.setdefault(max(retry.longest, LEASE), []).append(peer)
     found: list[Ahead] = []
     for longest, peers in allowed.items():
-        for start in range(0, len(peers), _PEERS):
-            values = {"now": now + longest, "peers": peers[start : start + _PEERS], "host": host, "most": limit}
+        for some in batches(peers):
+            values = {"now": now + longest, "peers": some, "host": host, "most": limit}
             for row in connection.execute(_AHEAD, values):
                 if row.state == State.FAILED.value or row.claimed_at is not None:
                     due_at = now + LEASE

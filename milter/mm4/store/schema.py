@@ -10,7 +10,9 @@ of the version behind it: it writes what it knows and leaves the rest empty. Wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -34,6 +36,7 @@ __all__ = [
     "REVISION",
     "REVISIONS",
     "UtcDateTime",
+    "batches",
     "cdr_files",
     "charges",
     "clean",
@@ -44,6 +47,10 @@ __all__ = [
     "metadata",
     "transactions",
 ]
+
+_TOGETHER = 500
+
+T = TypeVar("T")
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Every schema revision this code knows, oldest first."""
@@ -63,6 +70,11 @@ def clean(text: str) -> str:
     if text.isascii() and "\0" not in text:
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def batches(values: Sequence[T]) -> Iterator[list[T]]:
+    """The values of one IN after the other: SQLite took 999 for long."""
+    return (list(values[start : start + _TOGETHER]) for start in range(0, len(values), _TOGETHER))
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -21,14 +21,15 @@ from ..protocol.errors import StoreError
 from ..protocol.limits import Limit, Standing, Taken
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
-from . import clock, copies, listing, records, timers, trace, transitions, upkeep
+from . import clock, copies, expiry, listing, records, timers, trace, transitions, upkeep
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .clock import Ahead
 from .database import Database
+from .expiry import Expired
 from .limits import standings, take_limits
 from .returned import load_returned
 from .schema import clean, transactions
-from .timers import Expired, Hindrance, Late
+from .timers import Hindrance, Late
 from .upgrade import prepare
 from .writer import Operation, Writer
 
@@ -288,7 +289,7 @@ class Store:
 
     def expired(self, queue_ids: Sequence[str], host: str, now: datetime) -> list[Expired]:
         """Read which of these queue ids of `host` are of messages past their expiry, by its and its copies' ids."""
-        return self._read(lambda connection: timers.expired(connection, queue_ids, host, now))
+        return self._read(lambda connection: expiry.expired(connection, queue_ids, host, now))
 
     def message(self, token: str) -> Message | None:
         """Read a message with its transactions and answer; None where the token is unknown."""

@@ -12,22 +12,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, func, insert, or_, select, update
 
 from ..protocol.retry import TRANSIENT, Retry
 from ..protocol.transaction import State
-from .schema import events, messages, transactions
+from .schema import batches, events, messages, transactions
 
 __all__ = [
     "LEASE",
-    "Expired",
     "Hindrance",
     "Late",
     "any_due",
     "any_to_send",
     "awaited",
     "claim",
-    "expired",
     "not_sent",
     "overdue",
     "sent_again",
@@ -75,23 +73,6 @@ class Late:
     state: State
     reason: str
     again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """A message past its X-Mms-Expiry whose queue id, or that of a copy of it, is `queue_id`.
-
-    Queue ids are used again (`enable_long_queue_ids = no`): whether the mail in the queue is this one, only its
-    envelope tells.
-    """
-
-    queue_id: str
-    token: str
-    peer: str
-    since: datetime
-    """When the mail was with Postfix at the latest."""
-    expires_at: datetime
-    recipients: tuple[str, ...]
 
 
 _NOW = bindparam("now", type_=transactions.c.due_at.type)
@@ -150,20 +131,6 @@ _AWAITED = (
     )
     .distinct()
 )
-_EXPIRED = select(messages.c.token, messages.c.peer, messages.c.expires_at, transactions.c.recipient).where(
-    messages.c.host == bindparam("host"), messages.c.expires_at <= _NOW
-)
-_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_EXPIRED_FIRST = (
-    _EXPIRED.add_columns(messages.c.queue_id.label("found"), messages.c.recorded_at.label("since"))
-    .join(transactions, transactions.c.token == messages.c.token)
-    .where(messages.c.queue_id.in_(_IDS))
-)
-_EXPIRED_COPY = (
-    _EXPIRED.add_columns(transactions.c.sent_as.label("found"), transactions.c.updated_at.label("since"))
-    .join(transactions, transactions.c.token == messages.c.token)
-    .where(transactions.c.sent_as.in_(_IDS))
-)
 _INSERT_EVENTS = insert(events)
 _LAST_EVENTS = select(events.c.transaction_row, events.c.what).where(
     events.c.id.in_(
@@ -172,8 +139,6 @@ _LAST_EVENTS = select(events.c.transaction_row, events.c.what).where(
         .group_by(events.c.transaction_row)
     )
 )
-_CHUNK = 500
-"""Values of one IN: SQLite took 999 for long."""
 
 
 def any_due(connection: Connection, now: datetime) -> bool:
@@ -188,31 +153,7 @@ def any_to_send(connection: Connection, now: datetime, host: str) -> bool:
 
 def awaited(connection: Connection, tokens: Sequence[str]) -> set[str]:
     """Those of the tokens whose message may yet have to be sent again."""
-    return {
-        row.token
-        for start in range(0, len(tokens), _CHUNK)
-        for row in connection.execute(_AWAITED, {"tokens": list(tokens[start : start + _CHUNK])})
-    }
-
-
-def expired(connection: Connection, queue_ids: Sequence[str], host: str, now: datetime) -> list[Expired]:
-    """The messages of this host past their expiry that went by one of these queue ids, at first or as a copy."""
-    rows = [
-        row
-        for start in range(0, len(queue_ids), _CHUNK)
-        for query in (_EXPIRED_FIRST, _EXPIRED_COPY)
-        for row in connection.execute(
-            query, {"ids": list(queue_ids[start : start + _CHUNK]), "host": host, "now": now}
-        )
-    ]
-    recipients: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        recipients.setdefault((row.found, row.token), []).append(row.recipient)
-    first = {(row.found, row.token): row for row in rows}
-    return [
-        Expired(row.found, row.token, row.peer, row.since, row.expires_at, tuple(recipients[key]))
-        for key, row in first.items()
-    ]
+    return {row.token for some in batches(tokens) for row in connection.execute(_AWAITED, {"tokens": some})}
 
 
 def overdue(
