@@ -9,7 +9,7 @@ import pytest
 from fake import req
 from mm4.protocol.address import Address, Kind
 from mm4.protocol.dialect import Dialect, builtin, builtin_names, read_type
-from mm4.protocol.dialectfile import PduRow
+from mm4.protocol.dialecttable import PduRow
 from mm4.protocol.errors import DialectError
 from mm4.protocol.headers import Header
 from mm4.protocol.pdu import Pdu

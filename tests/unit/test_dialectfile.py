@@ -16,7 +16,8 @@ from fake import req
 from mm4.postfix.settings import read_dialect
 from mm4.protocol import dialect as tables
 from mm4.protocol.dialect import builtin, builtin_names
-from mm4.protocol.dialectfile import FieldRow, PduRow, StatusRow, Table, TypeRow, checked, parse_dialect
+from mm4.protocol.dialectfile import checked, parse_dialect
+from mm4.protocol.dialecttable import FieldRow, PduRow, StatusRow, Table, TypeRow
 from mm4.protocol.errors import ConfigError, DialectError
 from mm4.protocol.headers import Header
 from mm4.protocol.located import models
