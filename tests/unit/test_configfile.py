@@ -143,7 +143,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    tls: {levl: secure}\n    max_size", 17, "peers.south.tls.levl", "unknown key; did you mean level?"),
     ("    max_size", "    tls: {level: fingerprint}\n    max_size", 17, "peers.south.tls.level", "level: fingerprint needs fingerprints"),
     ("    max_size", "    tls: fingerprint\n    max_size", 17, "peers.south.tls", "level: fingerprint needs fingerprints"),
-    ("    max_size", "    tls: {level: fingerprint, fingerprints: [ab]}\n    max_size", 17, "peers.south.tls.fingerprints[0]", "'ab' is no SHA-256 fingerprint: 64 hexadecimal digits"),
+    ("    max_size", "    tls: {level: fingerprint, fingerprints: [ab]}\n    max_size", 17, "peers.south.tls.fingerprints[0]", "'ab' is no SHA-256 fingerprint (32 pairs of hexadecimal digits)"),
     ("    max_size", "    tls: {level: encrypt, match: mx.a.example}\n    max_size", 17, "peers.south.tls.match", "match has no effect with level: encrypt"),
     ("    max_size", "    tls: {level: secure, match: a b}\n    max_size", 17, "peers.south.tls.match", "'a b' is no name in a certificate"),
     ("    max_size", "    tls: {level: secure, ca: a b.pem}\n    max_size", 17, "peers.south.tls.ca", "'a b.pem': Postfix cannot be told this path"),

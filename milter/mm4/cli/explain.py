@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ..gateway.credentials import fingerprint_of
 from ..gateway.edits import Edit
+from ..gateway.entries import fingerprint_of
 from ..gateway.matching import Lookups, NoLookups
 from ..gateway.names import strip_via
 from ..gateway.routing import Router

@@ -11,21 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .entries import Text
+from .entries import Fingerprint, Text
 from .section import Section, place
 
-__all__ = ["Certificate", "LoginName", "Sasl", "Tls", "fingerprint_of"]
-
-
-def fingerprint_of(text: str) -> str:
-    """A SHA-256 fingerprint as Postfix writes it: 32 pairs of capital digits with colons. Raises ValueError."""
-    digits = text.replace(":", "").upper()
-    if not re.fullmatch(r"[0-9A-F]{64}", digits):
-        raise ValueError(
-            f"{text!r} is no SHA-256 fingerprint (32 pairs of hexadecimal digits): "
-            "openssl x509 -in cert.pem -noout -fingerprint -sha256 prints it"
-        )
-    return ":".join(digits[i : i + 2] for i in range(0, 64, 2))
+__all__ = ["Certificate", "LoginName", "Sasl", "Tls"]
 
 
 def _common_name(text: str) -> str:
@@ -53,7 +42,7 @@ class Certificate(Section):
         None,
         description="Its CN, in any letter case. Postfix tells it of a certificate that `service.tls.ca` vouches for.",
     )
-    fingerprint: Annotated[Text, AfterValidator(fingerprint_of)] | None = Field(
+    fingerprint: Fingerprint | None = Field(
         None,
         description="Its SHA-256 fingerprint: this very certificate, whoever vouches for it. With a subject both have "
         "to hold.",

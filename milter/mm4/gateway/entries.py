@@ -21,6 +21,7 @@ __all__ = [
     "Domain",
     "Duration",
     "Endpoint",
+    "Fingerprint",
     "IPNetwork",
     "ListenOn",
     "NetworkName",
@@ -34,6 +35,7 @@ __all__ = [
     "Text",
     "address_of",
     "domain_of",
+    "fingerprint_of",
     "judged_domain",
     "one_or_many",
     "parse_next_hop",
@@ -123,6 +125,17 @@ def _network(value: str) -> IPNetwork:
     return network
 
 
+def fingerprint_of(text: str) -> str:
+    """A SHA-256 fingerprint as Postfix writes it: 32 pairs of capital digits with colons. Raises ValueError."""
+    digits = text.replace(":", "").upper()
+    if not re.fullmatch(r"[0-9A-F]{64}", digits):
+        raise ValueError(
+            f"{text!r} is no SHA-256 fingerprint (32 pairs of hexadecimal digits): "
+            "openssl x509 -in cert.pem -noout -fingerprint -sha256 prints it"
+        )
+    return ":".join(digits[i : i + 2] for i in range(0, 64, 2))
+
+
 def _store(text: str) -> str:
     # The text itself stays out of the message: it may hold a password.
     if not re.match(r"(sqlite:///|postgresql(\+psycopg)?://)[^\s]", text):
@@ -151,6 +164,7 @@ Domain = Annotated[Text, AfterValidator(judged_domain)]
 SystemAddress = Annotated[Text, AfterValidator(_email)]
 Prefix = Annotated[Text, AfterValidator(_prefix)]
 NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
+Fingerprint = Annotated[Text, AfterValidator(fingerprint_of)]
 Region = Annotated[Text, AfterValidator(_region)]
 NextHop = Annotated[Text, AfterValidator(_hop)]
 StoreUrl = Annotated[Text, AfterValidator(_store)]

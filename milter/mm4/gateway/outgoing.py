@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic import model_validator as validator
 
-from .entries import Duration, Text, one_or_many
+from .entries import Duration, Fingerprint, Text, one_or_many
 from .section import Section, place
 
 __all__ = ["FileName", "Login", "Pace", "Source", "Tls"]
@@ -22,7 +22,6 @@ Level: TypeAlias = Literal["none", "may", "encrypt", "fingerprint", "verify", "s
 
 _FILE = re.compile(r"[\w./+@=~-]+\Z", re.ASCII)  # main.cf separates by blanks and commas, and expands $ and {}
 _NAME = re.compile(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")  # `nexthop`, `dot-nexthop` and `hostname`, too
-_DIGEST = re.compile(r"[0-9A-F]{64}\Z")
 
 
 def _file(text: str) -> str:
@@ -35,16 +34,6 @@ def _name(text: str) -> str:
     if not _NAME.match(text):
         raise ValueError(f"{text!r} is no name in a certificate, for example mx.north.example or .north.example")
     return text
-
-
-def _fingerprint(text: str) -> str:
-    digits = text.upper().replace(":", "")
-    if not _DIGEST.match(digits):
-        raise ValueError(
-            f"{text!r} is no SHA-256 fingerprint: 64 hexadecimal digits, with or without colons; "
-            "openssl x509 -noout -fingerprint -sha256 -in FILE prints it"
-        )
-    return ":".join(digits[i : i + 2] for i in range(0, 64, 2))
 
 
 def _source(text: str) -> str:
@@ -75,7 +64,7 @@ class Tls(Section):
         description="With verify or secure: names of which the peer's certificate has to hold one. Default: Postfix's, "
         "the name of the host or of next_hop.",
     )
-    fingerprints: Annotated[list[Annotated[Text, AfterValidator(_fingerprint)]], one_or_many] = Field(
+    fingerprints: Annotated[list[Fingerprint], one_or_many] = Field(
         default_factory=list,
         description="With fingerprint: SHA-256 fingerprints of the peer's certificate or public key, one of which has "
         "to fit.",
