@@ -142,6 +142,8 @@ WRONG = [
     ("  tls: {certificate: gw.pem, ca: ca.pem}\n", "", "peers.login.logins", "logins need TLS: give service.tls"),
     (", ca: ca.pem", "", "peers.cert.certificates", "service.tls.ca is missing"),
     ("  sasl: {path: private/auth}\n", "", "peers.login.logins", "service.sasl is missing"),
+    ("certificate: gw.pem", "certificate: 'gw one.pem'", "service.tls.certificate", "Postfix cannot be told this path"),
+    (", ca: ca.pem", ", ca: 'c$a.pem'", "service.tls.ca", "Postfix cannot be told this path"),
     ("private/auth", "'private auth'", "service.sasl.path", "master.cf cannot hold this path"),
     ("{subject: nc}", "{subject: nc, fingerprint: 'AB:CD'}", "peers.net-cert.certificates[0].fingerprint", "is no SHA-256 fingerprint"),
     ("{subject: nc}", f"{{fingerprint: '{TWO}'}}", None, ""),

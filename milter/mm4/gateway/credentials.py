@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .entries import Fingerprint, Text
+from .entries import FileName, Fingerprint, Text
 from .section import Section, place
 
 __all__ = ["Certificate", "LoginName", "Sasl", "Tls"]
@@ -64,9 +64,11 @@ class Certificate(Section):
 class Tls(Section):
     """TLS of the MM4 line towards whoever connects."""
 
-    certificate: Text = Field(description="PEM file with our certificate and what it is signed by.")
-    key: Text | None = Field(None, description="PEM file with its key. Left out: it stands in `certificate`, first.")
-    ca: Text | None = Field(
+    certificate: FileName = Field(description="PEM file with our certificate and what it is signed by.")
+    key: FileName | None = Field(
+        None, description="PEM file with its key. Left out: it stands in `certificate`, first."
+    )
+    ca: FileName | None = Field(
         None,
         description="PEM file with the authorities that vouch for certificates of peers; a self-signed one vouches for "
         "itself.",

@@ -21,6 +21,7 @@ __all__ = [
     "Domain",
     "Duration",
     "Endpoint",
+    "FileName",
     "Fingerprint",
     "IPNetwork",
     "ListenOn",
@@ -45,6 +46,7 @@ IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)\Z")
+_FILE = re.compile(r"[\w./+@=~-]+\Z", re.ASCII)  # main.cf separates by blanks and commas, and expands $ and {}
 _NEXT_HOP = re.compile(r"(?:\[(?P<literal>[^\]\s]+)\]|(?P<name>[^\s:\[\]]+))(?::(?P<port>\d{1,5}))?\Z")
 
 
@@ -136,6 +138,12 @@ def fingerprint_of(text: str) -> str:
     return ":".join(digits[i : i + 2] for i in range(0, 64, 2))
 
 
+def _file(text: str) -> str:
+    if not _FILE.match(text):
+        raise ValueError(f"{text!r}: Postfix cannot be told this path; use letters, digits and . _ + @ = ~ - only")
+    return text
+
+
 def _store(text: str) -> str:
     # The text itself stays out of the message: it may hold a password.
     if not re.match(r"(sqlite:///|postgresql(\+psycopg)?://)[^\s]", text):
@@ -165,6 +173,8 @@ SystemAddress = Annotated[Text, AfterValidator(_email)]
 Prefix = Annotated[Text, AfterValidator(_prefix)]
 NetworkName = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(lambda v: _network(_string(v)))]
 Fingerprint = Annotated[Text, AfterValidator(fingerprint_of)]
+FileName = Annotated[Text, AfterValidator(_file)]
+"""A path that Postfix is told."""
 Region = Annotated[Text, AfterValidator(_region)]
 NextHop = Annotated[Text, AfterValidator(_hop)]
 StoreUrl = Annotated[Text, AfterValidator(_store)]

@@ -13,21 +13,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic import model_validator as validator
 
-from .entries import Duration, Fingerprint, Text, one_or_many
+from .entries import Duration, FileName, Fingerprint, Text, one_or_many
 from .section import Section, place
 
-__all__ = ["FileName", "Login", "Pace", "Source", "Tls"]
+__all__ = ["Login", "Pace", "Source", "Tls"]
 
 Level: TypeAlias = Literal["none", "may", "encrypt", "fingerprint", "verify", "secure"]
 
-_FILE = re.compile(r"[\w./+@=~-]+\Z", re.ASCII)  # main.cf separates by blanks and commas, and expands $ and {}
 _NAME = re.compile(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\Z")  # `nexthop`, `dot-nexthop` and `hostname`, too
-
-
-def _file(text: str) -> str:
-    if not _FILE.match(text):
-        raise ValueError(f"{text!r}: Postfix cannot be told this path; use letters, digits and . _ + @ = ~ - only")
-    return text
 
 
 def _name(text: str) -> str:
@@ -52,7 +45,6 @@ def _user(text: str) -> str:
     return text
 
 
-FileName = Annotated[Text, AfterValidator(_file)]
 Source = Annotated[Text, AfterValidator(_source)]
 
 class Tls(Section):
