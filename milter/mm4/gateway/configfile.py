@@ -19,7 +19,7 @@ from ..protocol.located import Document, Path, dotted, explain
 from .config import Config
 from .peer import Peer
 from .routes import absolute
-from .terms import problems as wrong_terms
+from .unspeakable import problems as wrong_terms
 
 __all__ = ["dialect_files", "origins", "parse_config", "place"]
 

@@ -1,34 +1,40 @@
 """What is agreed on one link, as the configuration describes it: a peer's RES, headers, content, rates and floods.
 
-What needs the peer's dialect to be judged is judged by `problems`, once that is known.
+What needs the peer's dialect to be judged is judged by `unspeakable`, once that is known.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..protocol.dialect import Dialect, builtin, read_type
-from ..protocol.values import READERS, Unreadable
+from ..protocol.dialect import builtin, read_type
 from .entries import Duration, Text
 from .names import SIDE_HEADER
 from .section import Section, place
 
-if TYPE_CHECKING:
-    from .peer import Peer
-
-__all__ = ["Content", "Extras", "Flood", "Headers", "OriginatorRate", "PduType", "Rate", "Version", "problems"]
+__all__ = [
+    "KEPT_FIELDS",
+    "Content",
+    "Extras",
+    "Flood",
+    "Headers",
+    "OriginatorRate",
+    "PduType",
+    "Rate",
+    "Version",
+    "stays",
+]
 
 _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){1,2}\Z")
 _NAME = re.compile(r"[!-9;-~]{1,76}\Z")
 _NO_NAME = "{!r} is no header name: printable US-ASCII without blanks and colons, at most 76 characters"
 _MEDIA = re.compile(r"[a-z0-9!#$&^_.+-]+/(\*|[a-z0-9!#$&^_.+-]+)\Z")
 
-_KEPT_FIELDS = frozenset({
+KEPT_FIELDS = frozenset({
     "mms_version", "message_type", "transaction_id", "message_id", "status_code", "mm_status", "read_status",
     "sender", "sender_header", "recipients", "originator_system", "request_recipients", "ack_request", "content_type",
 })  # fmt: skip
@@ -72,7 +78,8 @@ HeaderValue = Annotated[Text, AfterValidator(_header_value)]
 MediaType = Annotated[Text, AfterValidator(_media)]
 
 
-def _stays(name: str) -> str:
+def stays(name: str) -> str:
+    """What is said of a header that may be neither dropped nor written."""
     return f"{name} has to stay as it is: a message is read, answered or found by it; leave it out"
 
 
@@ -112,8 +119,8 @@ class Headers(Section):
                     raise ValueError(place(key) + f"{name} stands here twice; `add` takes out what was there before")
                 seen.add(name.lower())
                 field = builtin("3gpp").by_header.get(name.lower())
-                if name.lower() in _KEPT_NAMES or (field and field.name in _KEPT_FIELDS):
-                    raise ValueError(place(key) + _stays(name))
+                if name.lower() in _KEPT_NAMES or (field and field.name in KEPT_FIELDS):
+                    raise ValueError(place(key) + stays(name))
         return self
 
 
@@ -170,47 +177,3 @@ class Flood(Section):
         description="What becomes of one more: reject (Error-content-not-accepted, as on_violation says), hold "
         "(Postfix's hold queue, for `mm4 queue`; no RES before it is released), or log.",
     )
-
-
-def problems(peer: Peer, dialect: Dialect) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What of a peer's entry cannot be in its dialect: the place below the peer, and what is wrong."""
-    answers = [row.answer for row in dialect.types.values() if row.answer]
-    for name, wanted in peer.res.model_dump(exclude_none=True).items():
-        places = [dialect.row_of[kind, name] for kind in answers if (kind, name) in dialect.row_of]
-        if wanted and not places:
-            yield ("res", name), f"the dialect {dialect.name} has no place for it in a RES; leave it out"
-        if not wanted and any(row.presence == "mandatory" for row in places):
-            yield ("res", name), f"the dialect {dialect.name} demands it in a RES; leave it out"
-    for i, name in enumerate(peer.headers.drop):
-        yield from ((("headers", "drop", i), text) for text in _undroppable(name, dialect))
-    for name, value in peer.headers.add.items():
-        yield from ((("headers", "add", name), text) for text in _unwritable(name, value, dialect))
-
-
-def _undroppable(name: str, dialect: Dialect) -> Iterator[str]:
-    field = dialect.by_header.get(name.lower())
-    if field is None:
-        return
-    if field.name in _KEPT_FIELDS:
-        yield _stays(name)
-        return
-    for pdu in dialect.pdus:
-        row = dialect.row_of.get((pdu, field.name))
-        if row is not None and row.presence == "mandatory":
-            yield f"the dialect {dialect.name} demands {name} in {pdu}; leave it out"
-            return
-
-
-def _unwritable(name: str, value: str, dialect: Dialect) -> Iterator[str]:
-    field = dialect.by_header.get(name.lower())
-    if field is None:
-        return
-    if field.name in _KEPT_FIELDS:
-        yield _stays(name)
-        return
-    try:
-        _, notes = READERS[field.kind](value, field, dialect, None)
-    except Unreadable as expected:
-        yield f"found {value!r}; expected {expected}"
-        return
-    yield from (f"{value!r}: {note}" for note in notes if note.startswith("none of"))
