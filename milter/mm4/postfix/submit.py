@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import smtplib
 import socket
@@ -32,13 +31,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..protocol.errors import SubmissionError
+from .dialogue import Dialogue
 
 __all__ = ["Submitter"]
 
 log = logging.getLogger("mm4.submit")
 
-# An address literal passes reject_non_fqdn_helo_hostname and its like, which a private line inherits.
-_HELO = "[127.0.0.1]"
 _QUEUED_AS = re.compile(r"\bqueued as ([A-Za-z0-9]+)")
 _ADDRESS = re.compile(r'(?:"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"|[^"<>\x00-\x20\x7f])*')
 _GRACE = 1.0
@@ -47,108 +45,6 @@ _GRACE = 1.0
 
 class _Stale(Exception):
     """A session turned out to be dead before any of the message was handed over; nothing is submitted."""
-
-
-class _Session:
-    """One SMTP session and, for `sendmail -bs`, its process. Used by one thread at a time; `kill` by any."""
-
-    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
-        self._socket = sock
-        self.process = process
-        self.messages = 0
-        self.used_at = time.monotonic()
-        self._pipelining = self._dsn = False
-        # Without a host smtplib connects nowhere; it only needs the socket to hold its dialogue over.
-        self._smtp = smtplib.SMTP(local_hostname=_HELO)
-        self._smtp.sock = sock
-
-    def step(self, deadline: float, command: str | bytes | None, *expected: int) -> str:
-        """Send one command (None: only read) and return the text of the expected reply.
-
-        Raises smtplib.SMTPResponseException for another reply, OSError (SMTPException is one) when the
-        session is gone or the deadline, a monotonic time, is over.
-        """
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-        if command is not None:
-            self._smtp.send(command if isinstance(command, bytes) else f"{command}\r\n".encode())
-        code, text = self._smtp.getreply()
-        if code not in expected:
-            raise smtplib.SMTPResponseException(code, text)
-        return text.decode("utf-8", "replace")
-
-    def open(self, deadline: float) -> None:
-        self.step(deadline, None, 220)
-        offered = self.step(deadline, f"EHLO {_HELO}", 250).split()
-        self._pipelining, self._dsn = "PIPELINING" in offered, "DSN" in offered
-        self._eight = "8BITMIME" in offered
-
-    def offer(
-        self, deadline: float, mail_from: str, rcpt_to: Sequence[str], envelope_id: str | None, notify: str | None,
-        eight: bool,
-    ) -> None:  # fmt: skip
-        """MAIL, every RCPT and DATA: all that can fail without a byte of the message being handed over."""
-        # Where DSN is not offered a bounce is told by the ids in what it returns.
-        dsn = f" RET=HDRS ENVID={envelope_id}" if envelope_id and self._dsn else ""
-        body = " BODY=8BITMIME" if eight and self._eight else ""
-        asked = f" NOTIFY={notify}" if notify and self._dsn else ""
-        commands = [
-            (f"MAIL FROM:<{mail_from}>{dsn}{body}", (250,)),
-            *((f"RCPT TO:<{recipient}>{asked}", (250, 251)) for recipient in rcpt_to),
-            ("DATA", (354,)),
-        ]
-        if self._pipelining:
-            # In one write: each wait for a reply is a turn for the interpreter's other threads. Whatever is refused,
-            # the session is cut without the final dot, and so without a message.
-            together: bytes | None = "".join(f"{command}\r\n" for command, _ in commands).encode()
-            for _, expected in commands:
-                self.step(deadline, together, *expected)
-                together = None
-            return
-        for line, expected in commands:
-            self.step(deadline, line, *expected)
-
-    def hand_over(self, deadline: float, message: bytes) -> str:
-        """Send the message and return what the final 250 says."""
-        text = self.step(deadline, _stuffed(message), 250)
-        self.messages += 1
-        self.used_at = time.monotonic()
-        return text
-
-    def kill(self) -> None:
-        """Cut the session at once, from whatever thread. Postfix drops what has no final dot."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        if self.process is not None:
-            with contextlib.suppress(OSError):
-                self.process.kill()
-
-    def close(self) -> None:
-        """End the session; a process that does not end within a second is killed. Leaves no zombie."""
-        with contextlib.suppress(OSError):
-            self._socket.settimeout(1.0)
-            self._socket.sendall(b"QUIT\r\n")
-            self._socket.shutdown(socket.SHUT_WR)
-        if self.process is not None:
-            try:
-                self.process.wait(1.0)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            if self.process.stderr is not None:
-                self.process.stderr.close()
-        self._smtp.close()
-        self._socket.close()
-
-    def complaint(self) -> str:
-        """Return what a killed or ended process has written to stderr, "" for SMTP."""
-        if self.process is None or self.process.stderr is None:
-            return ""
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self.process.wait(1.0)
-            # A child of the process may still hold the pipe, so that waiting for its EOF could take for ever.
-            os.set_blocking(self.process.stderr.fileno(), False)
-            return " ".join((self.process.stderr.read(4096) or b"").decode("utf-8", "replace").split())
-        return ""
 
 
 class _Job:
@@ -171,10 +67,10 @@ class _Job:
         self.message = message
         self.deadline = deadline
         self._lock = threading.Lock()
-        self._session: _Session | None = None
+        self._session: Dialogue | None = None
         self._aborted = False
 
-    def use(self, session: _Session | None) -> None:
+    def use(self, session: Dialogue | None) -> None:
         with self._lock:
             self._session = session
             if self._aborted and session is not None:
@@ -185,12 +81,6 @@ class _Job:
             self._aborted = True
             if self._session is not None:
                 self._session.kill()
-
-
-def _stuffed(message: bytes) -> bytes:
-    # After a bare LF too: Postfix takes it for a line end, and a lone dot there would end the message early.
-    body = re.sub(rb"(?m)^\.", b"..", message)
-    return body + (b".\r\n" if body.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
 class Submitter:
@@ -225,7 +115,7 @@ class Submitter:
         self._idle_seconds = idle_seconds
         self._pool = ThreadPoolExecutor(sessions, thread_name_prefix="mm4-submit")
         self._lock = threading.Lock()
-        self._kept: list[_Session] = []
+        self._kept: list[Dialogue] = []
         self._closed = False
         self._sweep_due: asyncio.TimerHandle | None = None
 
@@ -290,7 +180,7 @@ class Submitter:
         except (OSError, ValueError) as error:
             raise SubmissionError(f"{what}: {error}") from error
 
-    def _converse(self, job: _Job, session: _Session, *, kept: bool) -> str:
+    def _converse(self, job: _Job, session: Dialogue, *, kept: bool) -> str:
         """Submit over a session; it is kept afterwards, or ended after any error."""
         job.use(session)
         done = False
@@ -319,7 +209,7 @@ class Submitter:
         match = _QUEUED_AS.search(text)
         return match[1] if match else ""
 
-    def _open(self, job: _Job) -> _Session:
+    def _open(self, job: _Job) -> Dialogue:
         if time.monotonic() >= job.deadline:
             raise SubmissionError(f"{job.what}: all sessions busy for {self._timeout:g} s")
         session = self._connect(job.deadline)
@@ -333,10 +223,10 @@ class Submitter:
             raise failure from None
         return session
 
-    def _connect(self, deadline: float) -> _Session:
+    def _connect(self, deadline: float) -> Dialogue:
         if self._address is not None:
             left = max(deadline - time.monotonic(), 0.001)
-            return _Session(socket.create_connection(self._address, timeout=left), None)
+            return Dialogue(socket.create_connection(self._address, timeout=left), None)
         ours, theirs = socket.socketpair()
         try:
             # Its own session, so that a signal to our process group (Ctrl-C at a sandbox) cuts no submission.
@@ -352,9 +242,9 @@ class Submitter:
             raise
         finally:
             theirs.close()
-        return _Session(ours, process)
+        return Dialogue(ours, process)
 
-    def _explained(self, session: _Session, job: _Job, error: OSError) -> OSError | SubmissionError:
+    def _explained(self, session: Dialogue, job: _Job, error: OSError) -> OSError | SubmissionError:
         """Kill what hangs; add what sendmail wrote to stderr, for only there stands the reason."""
         late = time.monotonic() >= job.deadline
         if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0 and not late:
@@ -374,7 +264,7 @@ class Submitter:
 
     # --- the pool
 
-    def _take(self) -> _Session | None:
+    def _take(self) -> Dialogue | None:
         # The last one kept first, so that in quiet times the others grow old and are closed.
         with self._lock:
             session = self._kept.pop() if self._kept else None
