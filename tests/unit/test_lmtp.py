@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from mm4.postfix import lmtp, maildir
-from mm4.postfix.lmtp import Envelope, LmtpServer, split_address
+from mm4.postfix.lmtp import Envelope, LmtpServer
 from mm4.postfix.maildir import Maildir
+from mm4.postfix.mailpath import split_address
 from mm4.protocol.errors import Reply
 
 OK = Reply(250, "2.0.0", "Ok")

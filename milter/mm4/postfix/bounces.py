@@ -30,7 +30,8 @@ from ..protocol.errors import ProtocolError
 from ..protocol.transaction import Direction, Message, Transaction
 from .attempts import Attempts
 from .dsn import Recipient, Report, parse_plain, parse_report
-from .lmtp import Envelope, split_address
+from .lmtp import Envelope
+from .mailpath import split_address
 
 __all__ = ["ACTIONS", "Bounces", "Counters"]
 

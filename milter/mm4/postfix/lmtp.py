@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..protocol.errors import Reply
+from .mailpath import read_path
 
-__all__ = ["Envelope", "Handler", "LmtpServer", "split_address"]
+__all__ = ["Envelope", "Handler", "LmtpServer"]
 
 log = logging.getLogger("mm4.lmtp")
 
@@ -35,10 +35,6 @@ TERMINATOR = b"\r\n.\r\n"
 
 FAILED = Reply(451, "4.3.0", "Local error, try again later")
 CLOSING = Reply(421, "4.3.2", "Service shutting down, try again later")
-
-_PATH = re.compile(r'\s*<\s*((?:"(?:[^"\\]|\\.)*"|[^">])*)>')
-_BARE_PATH = re.compile(r"\s*([^\s<>]+)(?:\s|$)")
-_SOURCE_ROUTE = re.compile(r"@[^:\"]*:")
 
 
 @dataclass(slots=True)
@@ -68,30 +64,6 @@ class Handler(Protocol):
 
         `data` is exactly what the client sent, dot-unstuffed, with its CRLF line ends.
         """
-
-
-def split_address(address: str) -> tuple[str, str]:
-    """Split an envelope address into local part and domain; quoting of the local part is taken off.
-
-    The domain is in lower case and without a trailing dot, "" where there is none. Never raises.
-    """
-    local, at, domain = address.rpartition("@")
-    if not at or '"' in domain:  # an @ inside of quotes is no separator
-        local, domain = address, ""
-    if len(local) > 1 and local[0] == local[-1] == '"':
-        local = re.sub(r"\\(.)", r"\1", local[1:-1])
-    return local, domain.lower().removesuffix(".")
-
-
-def _path(argument: str) -> str | None:
-    """Read the address of a MAIL or RCPT argument (what follows the colon); None where there is none."""
-    match = _PATH.match(argument) or _BARE_PATH.match(argument)
-    if match is None:
-        return None
-    address = match[1].strip()
-    if route := _SOURCE_ROUTE.match(address):
-        return address[route.end() :]
-    return address
 
 
 class LmtpServer:
@@ -360,7 +332,7 @@ class _Session:
         if self._envelope is not None:
             return self._refuse(503, "5.5.1", "Nested MAIL command")
         keyword, _, rest = argument.partition(":")
-        address = _path(rest) if keyword.strip().upper() == "FROM" else None
+        address = read_path(rest) if keyword.strip().upper() == "FROM" else None
         if address is None:
             # 4xx: what we cannot read may be a fault of ours, and a 5xx would lose the message.
             return self._refuse(451, "4.5.2", "Cannot read the sender, expected FROM:<address>")
@@ -372,7 +344,7 @@ class _Session:
         if envelope is None:
             return self._refuse(503, "5.5.1", "Need MAIL first")
         keyword, _, rest = argument.partition(":")
-        address = _path(rest) if keyword.strip().upper() == "TO" else None
+        address = read_path(rest) if keyword.strip().upper() == "TO" else None
         if not address:
             return self._refuse(451, "4.5.2", "Cannot read the recipient, expected TO:<address>")
         if len(envelope.recipients) >= RECIPIENT_LIMIT:

@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..protocol.errors import Reply
-from .lmtp import Envelope, split_address
+from .lmtp import Envelope
+from .mailpath import split_address
 from .synced import sync_folder
 
 __all__ = ["Maildir", "store_in"]

@@ -28,7 +28,8 @@ from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
 from .flusher import FLUSH_SECONDS, Flush, Flusher
-from .lmtp import Envelope, split_address
+from .lmtp import Envelope
+from .mailpath import split_address
 from .spool import Spool, as_received
 from .strays import Strays
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..gateway.routing import Router
 from .attempts import Attempts
-from .lmtp import Envelope, split_address
+from .lmtp import Envelope
 from .maildir import store_in
+from .mailpath import split_address
 
 __all__ = ["Strays"]
 
