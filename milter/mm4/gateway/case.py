@@ -19,12 +19,11 @@ from ..protocol.reader import read
 from ..protocol.text import one_line
 from ..protocol.transaction import Direction, Message, Original, State, Transaction
 from .duplicates import digest
-from .envelope import HOME
 from .identities import acting
 from .internet import as_request, is_ordinary
 from .localside import Local
 from .reports import REPORTS, Report, addressees, original_of
-from .routing import Router, Side
+from .routing import HOME, Router, Side
 from .verdict import Mail, Recipient
 
 __all__ = ["Case", "case_of", "number_of", "read_mail", "record_of"]

@@ -29,15 +29,11 @@ from .outcomes import (
     WRONG_SENDER,
 )
 from .policy import crowded
-from .routing import LOCAL, Router, Side
+from .routing import HOME, LOCAL, Router, Side
 from .sides import side_key
 from .verdict import Destination, Recipient
 
-__all__ = ["HOME", "admit", "bare", "receive", "size_of"]
-
-HOME = "home"
-"""Destination of what is addressed to the gateway itself: RES to our system address, bounces; with a `number`, of what
-only a bounce or a report may be addressed to."""
+__all__ = ["admit", "bare", "receive", "size_of"]
 
 
 def bare(path: str) -> str:

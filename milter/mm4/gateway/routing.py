@@ -25,9 +25,12 @@ from .routes import DomainRoute
 from .template import fill
 from .verdict import Destination
 
-__all__ = ["LOCAL", "MAILDIR", "Router", "Served", "Side"]
+__all__ = ["HOME", "LOCAL", "MAILDIR", "Router", "Served", "Side"]
 
 LOCAL = "local"
+HOME = "home"
+"""Destination of what is addressed to the gateway itself: RES to our system address, bounces; with a `number`, of what
+only a bounce or a report may be addressed to."""
 NO_LOOKUPS = NoLookups()
 MAILDIR = "maildir"
 """The next hop of numbers whose mail goes into Maildirs."""
