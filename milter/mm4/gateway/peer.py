@@ -129,7 +129,8 @@ class Peer(Section):
     addresses: PeerAddresses = Field(default_factory=PeerAddresses, description="How addresses are written to them.")
     # YAML reads the plain word null as nothing, which is what somebody who writes it here means.
     mail_from: Annotated[Literal["system", "null"], BeforeValidator(lambda v: "null" if v is None else v)] = Field(
-        "system", description="Envelope sender of our acks: our system_address, whose bounces come home, or null."
+        "system",
+        description="Envelope sender of our acks and reports: our system_address, whose bounces come home, or null.",
     )
     headers: Headers = Field(default_factory=Headers, description="Headers of all that this peer gets from us.")
     res: Extras = Field(
