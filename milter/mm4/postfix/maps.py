@@ -27,6 +27,7 @@ from ..protocol.errors import ConfigError, PostfixError
 from .passwords import is_password_table, passwords
 from .paused import paused_peers
 from .services import filled, main_block, master_block, service_of
+from .synced import sync_folder
 
 __all__ = [
     "CONSTANT",
@@ -323,11 +324,7 @@ def replace_file(path: Path, text: str | bytes, *, secret: bool = False) -> bool
     except BaseException:
         os.unlink(temporary)
         raise
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)  # the new name, too
-    finally:
-        os.close(parent)
+    sync_folder(path.parent)
     return True
 
 
