@@ -293,6 +293,17 @@ def test_an_mms_to_an_e_mail_address_becomes_internet_mail() -> None:
     assert (record.transactions[0].ack_requested, record.transactions[0].due_at) == (False, None)
 
 
+def test_a_domain_with_its_final_dot_is_written_without() -> None:
+    assert beyond(rcpt="<ann@office.example.>").verdict.added[0][0] == "ann@office.example.via-mail.mm4.invalid"
+
+
+def test_who_answers_an_mms_by_e_mail_reaches_its_sender() -> None:
+    answer = {"From": "ann@office.example", "To": "+491511000001@mail.gw.example"}
+    seen = ordinary(BEYOND, "<+491511000001@mail.gw.example>", sender="ann@office.example", **answer)
+    assert seen.verdict.action is Action.ACCEPT, seen.reply
+    assert seen.verdict.added[0][0] == "+491511000001@mmsc.gw.example"
+
+
 def test_who_hides_does_not_write_e_mail() -> None:
     seen = beyond(X_Mms_Sender_Visibility="Hide")
     assert (seen.reply.code, seen.verdict.status) == (550, "Error-service-denied")
@@ -312,6 +323,11 @@ def test_the_subscribers_of_a_message_to_e_mail_too_get_theirs_as_mms() -> None:
     (BEYOND, "local", "<ann@mms.gw.example>", 550),
     (BEYOND, "north", "<ann@office.example>", 550),
     (BEYOND, "hub", "<ann@office.example>", 250),
+    (BEYOND, "local", "<ann@mms.north.example.>", 550),
+    (BEYOND, "local", "<ann@MMS.gw.example.>", 550),
+    (BEYOND, "hub", "<ann@mms.north.example.>", 550),
+    (BEYOND, "local", "<ann@[192.0.2.1]>", 550),
+    (BEYOND, "local", f"<ann@{'.'.join(['a' * 59] * 4)}>", 550),
 ])  # fmt: skip
 def test_who_may_write_to_e_mail_addresses(text: str, client: str, rcpt: str, code: int) -> None:
     assert Gateway(text).peer(client).mail("<+447700900002@mms.hub.example>").rcpt(rcpt).reply.code == code

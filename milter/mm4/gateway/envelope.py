@@ -108,8 +108,9 @@ def _destination(
         return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
     known = own is not None or (side.peer is None and domain_known(router, domain))
-    if side.peer is None and rcpt.lower() == ANONYMOUS:
-        # A report on a message whose sender our side did not get.
+    answers = address.number is not None and domain.lower() == router.config.mail.domain
+    if side.peer is None and (answers or rcpt.lower() == ANONYMOUS):
+        # An e-mail that answers an MMS; a report on a message whose sender our side did not get.
         known = True
     # Nobody is asked about a number to which this client may not send anyway.
     wide = known if side.peer is None else side.peer.transit

@@ -32,6 +32,7 @@ HOME = "home"
 """Destination of what is addressed to the gateway itself: RES to our system address, bounces; with a `number`, of what
 only a bounce or a report may be addressed to."""
 NO_LOOKUPS = NoLookups()
+LONGEST_DOMAIN = 253  # RFC 1035 2.3.4
 MAILDIR = "maildir"
 """The next hop of numbers whose mail goes into Maildirs."""
 
@@ -209,12 +210,18 @@ class Router:
         return Destination(peer, address.number, via(written, peer) if written else None, link.next_hop, rule)
 
     def internet(self, address: Address, rule: str) -> Destination | None:
-        """An e-mail address beyond every domain of ours and our peers'; None where no such mail goes out."""
+        """An e-mail address beyond every domain of ours and our peers'; None where no such mail goes out, and for one
+        that Postfix could not carry there: of a host's address, or too long with the next hop's suffix behind it.
+        """
         hop = self.config.mail.next_hop
-        domain = (address.domain or "").lower()
-        if hop is None or address.kind is not Kind.EMAIL or domain in self.mm4_domains or self.names_domain(domain):
+        domain = (address.domain or "").rstrip(".")
+        if hop is None or address.kind is not Kind.EMAIL or domain.startswith("["):
             return None
-        return Destination(INTERNET, address.key, via(address.value, INTERNET), hop, rule)
+        if domain.lower() in self.mm4_domains or self.names_domain(domain):
+            return None
+        path = via(f"{address.value.rpartition('@')[0]}@{domain}", INTERNET)
+        fits = len(path.rpartition("@")[2]) <= LONGEST_DOMAIN
+        return Destination(INTERNET, address.key, path, hop, rule) if fits else None
 
     @staticmethod
     def _inward(number: str, to: Local | LocalSide, rule: str) -> Destination:
