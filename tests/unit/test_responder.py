@@ -592,6 +592,22 @@ def test_a_returned_answer_is_that_of_the_message_that_came_in(tmp_path: Path) -
     assert [call[:3] for call in house.store.calls] == [("event", OTHER, "answer bounced")]
 
 
+@pytest.mark.parametrize(("above", "below", "told"), [
+    ("tyntec", "", True), ("", "", False), ("tyntec", "north", False), ("", "tyntec", False),
+])  # fmt: skip
+def test_only_the_last_line_of_the_header_says_whose_a_bounce_is(tmp_path: Path, above: str, below: str, told: bool) -> None:
+    """A queue id can be guessed: lines that came before the milter's, or in the body, are the client's."""
+    house = House(tmp_path, sent())
+    head, _, body = returned(client="192.0.2.99").partition(b"\r\n\r\n")
+    line = "X-Mm4-Side: {} DSN1".format
+    if above:
+        head += f"\r\n{line(above)}".encode()
+    data = head + (f"\r\n{line(below)}".encode() if above and below else b"") + b"\r\n\r\n"
+    data += (f"{line(below)}\r\n".encode() if below and not above else b"") + body
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    assert bool(house.store.calls) is told
+
+
 @pytest.mark.parametrize("client", ["192.0.2.99", "127.0.0.1"])
 def test_who_did_not_get_a_message_cannot_bounce_it(tmp_path: Path, client: str) -> None:
     house = House(tmp_path, sent())

@@ -50,6 +50,7 @@ _STATUS = re.compile(r"\b[45]\.[0-9]{1,3}\.[0-9]{1,3}\b")
 # The top line is our own Postfix's; "from" stands in it where a client brought the mail.
 _TOP_LINE = re.compile(rb"^Received:.*(?:\r?\n[ \t].*)*", re.IGNORECASE | re.MULTILINE)
 _SIDE = re.compile(rb"^%s: ([a-z0-9-]+) (\w+)\r?$" % SIDE_HEADER.encode(), re.MULTILINE)
+_END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 _CLIENT = re.compile(rb"from \S+ \(\S+ \[(?:IPv6:)?([0-9A-Fa-f.:]+)\]\)", re.IGNORECASE)
 
 
@@ -187,17 +188,18 @@ class Bounces:
     def _whose(self, data: bytes) -> tuple[bool, Side | None]:
         """Whether a client brought this bounce, and which side's that was.
 
-        The milter writes it beside the queue id. What did not pass the milter is known by the client's address.
+        The milter writes it beside the queue id. What did not pass the milter is known by the client's address, and so
+        is which of our identities' client ours is.
         """
         top = _TOP_LINE.search(data)
         client = _CLIENT.search(top[0]) if top else None
         if top is None or client is None:
             return False, None
-        for name, queue_id in _SIDE.findall(data):
-            if re.search(rb"\bid " + queue_id + rb"\b", top[0]):
-                if name != LOCAL.encode():
-                    return True, self._router.named(name.decode("ascii"))
-                break  # which of our identities, its address tells
+        # The milter's line is the last of the header; whoever guesses the queue id may write such lines elsewhere.
+        lines = _SIDE.findall(_END_OF_HEADER.split(data, maxsplit=1)[0] + b"\n")
+        for name, queue_id in lines[-1:]:
+            if name != LOCAL.encode() and re.search(rb"\bid " + queue_id + rb"\b", top[0]):
+                return True, self._router.named(name.decode("ascii"))
         return True, self._router.side(Client(client[1].decode("ascii")))
 
     # --- what is noted, and who is told
