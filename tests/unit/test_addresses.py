@@ -317,6 +317,15 @@ def test_the_subscribers_of_a_message_to_e_mail_too_get_theirs_as_mms() -> None:
     assert [part.side for part in seen.verdict.splits] == ["mail"]
 
 
+def test_a_line_of_which_not_all_was_seen_is_not_taken_out_for_the_first_of_several_sides() -> None:
+    lines = [*req(From="+491511000001/TYPE=PLMN", To="ann@office.example, +447700900101/TYPE=PLMN"), ("X-Mms-Long", b"x" * 60_000)]
+    client = Gateway(BEYOND).peer("local").mail("<+491511000001@mms.gw.example>")
+    seen = client.rcpt("<ann@office.example>", TO_NORTH).headers(lines).end()
+    assert str(seen.reply) == "554 5.6.0 X-Mms-Long is too long to be changed"
+    alone = Gateway(BEYOND).peer("local").mail("<+491511000001@mms.gw.example>").rcpt("<ann@office.example>").headers(lines).end()
+    assert alone.verdict.action is Action.ACCEPT
+
+
 @pytest.mark.parametrize(("text", "client", "rcpt", "code"), [
     (CONFIG, "local", "<ann@office.example>", 550),
     (BEYOND, "local", "<ann@mms.north.example>", 550),

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..protocol.errors import ProtocolError
 from ..protocol.headers import Header
 
 __all__ = ["MAX_CHANGED", "Edit", "in_order", "rewritten", "undoing"]
@@ -50,7 +51,10 @@ def in_order(edits: Iterable[Edit]) -> list[Edit]:
 
 
 def undoing(edits: Sequence[Edit], headers: Sequence[Header]) -> list[Edit]:
-    """The edits that turn what `edits` (in order) made of these headers back into them, in order."""
+    """The edits that turn what `edits` (in order) made of these headers back into them, in order.
+
+    Raises ProtocolError for a line of which not all was seen: it could not be put back.
+    """
     places: dict[str, list[int]] = {}
     for index, header in enumerate(headers):
         places.setdefault(header.name.lower(), []).append(index)
@@ -61,10 +65,13 @@ def undoing(edits: Sequence[Edit], headers: Sequence[Header]) -> list[Edit]:
         there = places.get(edit.header.lower(), [])
         if edit.op == "add":
             added[edit.header.lower()] += 1
-        elif edit.op == "delete":
+            continue
+        before = headers[there[edit.occurrence - 1]]
+        if len(before.value) >= MAX_CHANGED:
+            raise ProtocolError(f"{before.name} is too long to be changed")
+        if edit.op == "delete":
             deleted.append(there[edit.occurrence - 1])
         else:
-            before = headers[there[edit.occurrence - 1]]
             changed.append(Edit("change", before.name, edit.occurrence, before.value.decode("latin-1")))
     back = [Edit("insert", headers[i].name, i, headers[i].value.decode("latin-1")) for i in sorted(deleted)]
     for name, count in added.items():
