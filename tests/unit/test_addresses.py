@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fake import CONFIG, NOW, TOKEN, Gateway, Ledger, Seen, req
+from fake import CONFIG, NOW, TOKEN, Gateway, Headers, Ledger, Seen, req
 from mm4.gateway.forms import ANONYMOUS
 from mm4.gateway.matching import NoLookups
 from mm4.gateway.names import public_name, strip_via
@@ -181,18 +181,39 @@ def test_between_operators_the_sender_of_a_hidden_message_travels() -> None:
     assert (values(seen, "From"), values(seen, "X-Mms-Sender-Visibility")) == ([b"+491511000001/TYPE=PLMN"], [b"Hide"])
 
 
-@pytest.mark.parametrize("sender", ["", "system-user@mmsc.gw.example"])
-def test_a_report_to_nobody_reaches_who_hid(sender: str) -> None:
+def came_in() -> Ledger:
+    """A store that knows a message of north's, which asked for reports."""
     ledger = Ledger()
     ledger.history.append(Original(
         Direction.IN, "north", "north", "t-1", "m-1@mms.north.example", "+447700900002", "+491511000001", State.ACCEPTED, True, True, NOW,
     ))  # fmt: skip
-    lines = [
-        ("From", b"+491511000001/TYPE=PLMN"), ("To", ANONYMOUS.encode()), ("X-Mms-3GPP-MMS-Version", b"5.5.0"),
-        ("X-Mms-Message-Type", b"MM4_delivery_report.REQ"), ("X-Mms-Transaction-ID", b"t-9"), ("Date", b"Thu, 12 Nov 2026 02:28:01 +0200"),
-        ("X-Mms-Message-ID", b"m-1@mms.north.example"), ("X-Mms-MM-Status-Code", b"Retrieved"),
-    ]  # fmt: skip
-    seen = Gateway(CONFIG, ledger).peer("local").mail(f"<{sender}>").rcpt(f"<{ANONYMOUS}>").headers(lines).end()
+    return ledger
+
+
+REPORT: Headers = [
+    ("From", b"+491511000001/TYPE=PLMN"), ("To", ANONYMOUS.encode()), ("X-Mms-3GPP-MMS-Version", b"5.5.0"),
+    ("X-Mms-Message-Type", b"MM4_delivery_report.REQ"), ("X-Mms-Transaction-ID", b"t-9"), ("Date", b"Thu, 12 Nov 2026 02:28:01 +0200"),
+    ("X-Mms-Message-ID", b"m-1@mms.north.example"), ("X-Mms-MM-Status-Code", b"Retrieved"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rcpt", "sent"), [
+    (f"<{ANONYMOUS}>", None), ("<+447700900002@mms.mnc015.mcc234.gprs>", "+447700900002@mms.mnc015.mcc234.gprs"),
+])  # fmt: skip
+def test_a_report_to_an_originator_whose_operator_nobody_knows_is_refused_and_not_lost(rcpt: str, sent: str | None) -> None:
+    text = config('    addresses: {recipient: "{number}@mms.mnc{mnc}.mcc{mcc}.gprs"}\n').replace("mms.north.example,", "mms.north.example, mms.mnc015.mcc234.gprs,")
+    text = text.replace('prefix: "+4477009001"', 'prefix: "+447700900"')
+    seen = Gateway(text, came_in()).peer("local").mail("<>").rcpt(rcpt).headers(REPORT).end()
+    if sent is None:
+        assert (seen.reply.code, seen.gateway.ledger.messages) == (550, [])
+        assert "no way leads to +447700900002" in (seen.verdict.reason or "")
+    else:
+        assert [strip_via(address) for address, _ in seen.verdict.added][:1] == [sent]
+
+
+@pytest.mark.parametrize("sender", ["", "system-user@mmsc.gw.example"])
+def test_a_report_to_nobody_reaches_who_hid(sender: str) -> None:
+    seen = Gateway(CONFIG, came_in()).peer("local").mail(f"<{sender}>").rcpt(f"<{ANONYMOUS}>").headers(REPORT).end()
     assert seen.verdict.action is Action.ACCEPT, (seen.replies, seen.verdict.reason)
     assert strip_via(seen.verdict.added[0][0]) == "+447700900002/TYPE=PLMN@mms.north.example"
     assert values(seen, "To") == [b"+447700900002/TYPE=PLMN"]

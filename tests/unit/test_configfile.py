@@ -157,6 +157,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    login: {user: 'a:b', password_file: p}\n    max_size", 17, "peers.south.login.user", "'a:b' is no user name"),
     ("    max_size", "    pace: {concurrency: 0}\n    max_size", 17, "peers.south.pace.concurrency", "greater than or equal to 1"),
     ("    max_size", "    pace: {delay: 0s}\n    max_size", 17, "peers.south.pace.delay", "greater than or equal to 1"),
+    ("    max_size", '    ack: {retry: 1}\n    addresses: {recipient: "{number}@mnc{mnc}.mcc{mcc}.gprs"}\n    max_size', 17, "peers.south.ack.retry", "addressed by the number alone"),
     ("    max_size", "    pace: {concurrency: 2, delay: 1s}\n    max_size", 17, "peers.south.pace.concurrency", "concurrency has no effect with delay"),
     ("    max_size", "    local: mms.nobody.example\n    max_size", 17, "peers.south.local", "no local.domain is mms.nobody.example; there are: mms.gw.example"),
     # IPv6

@@ -528,6 +528,16 @@ def test_a_failed_message_is_told_its_originator_once_however_often_it_is_report
     assert house.kept() == []
 
 
+def test_a_refused_recipient_is_known_by_the_address_that_its_peer_was_given(tmp_path: Path) -> None:
+    both = dataclasses.replace(sent().transactions[0], recipient="+447700900404")
+    house = House(tmp_path, dataclasses.replace(sent(), transactions=(*sent().transactions, both)))
+    text = CONFIG.replace("    domains: [peer.test]", '    domains: [peer.test]\n    addresses: {recipient: "{national}@{domain}"}')
+    house.responder.update(router_of("mms.test", text))
+    data = report(("07700900404@peer.test", "failed", "5.1.1"))
+    run(lambda: check(house.give(f"{OURS}@mms.test", data=data, mail_from=""), [250]))
+    assert house.store.calls[0][:4] == ("bounced", TOKEN, "+447700900404", "5.1.1")
+
+
 def test_a_notice_that_cannot_be_submitted_comes_again_the_same(tmp_path: Path) -> None:
     house = House(tmp_path, sent(), retry_seconds=0.03)
     house.submitter.failures = 1000

@@ -25,7 +25,7 @@ from .entries import (
 )
 from .outgoing import Login, Pace, Source, Tls
 from .section import Section, place
-from .template import HeaderForm, RecipientForm, SenderForm
+from .template import HeaderForm, RecipientForm, SenderForm, names_in
 from .terms import Content, Extras, Flood, Headers, PduType, Rate, Version
 
 __all__ = ["Ack", "Peer", "PeerAddresses"]
@@ -218,6 +218,11 @@ class Peer(Section):
         if self.ack.request and not self.may_send("MM4_forward.RES"):
             raise ValueError(
                 place("pdus") + "leaves out MM4_forward.RES, for which ack.request asks; add it, or set ack.request: no"
+            )
+        if self.ack.retry and names_in(self.addresses.recipient) & {"mcc", "mnc"}:
+            raise ValueError(
+                place("ack", "retry") + "what is sent again has to be addressed by the number alone: leave retry out, "
+                "or {mcc} and {mnc} of addresses.recipient"
             )
         return self
 

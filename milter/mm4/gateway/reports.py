@@ -96,8 +96,9 @@ def addressees(
 
     `local` is the identity of ours that is asked for an originator who has no number.
 
-    Where his peer is gone from the configuration, or his number from our ranges, the way that the envelope found to
-    him (`named`) is as good as any; whoever else the envelope names gets nothing.
+    Where his peer is gone from the configuration, or his number from our ranges, or his operator is in the addresses of
+    his peer and not known, the way that the envelope found to him (`named`) is as good as any; whoever else the
+    envelope names gets nothing.
     """
     address = parse_address(original.originator)
     found: Destination | None = None
@@ -105,7 +106,7 @@ def addressees(
         found = router.outward(address, original.source, "the message came from there")
     elif original.source == LOCAL:
         found = router.inward(address, local)
-    if found is not None:
+    if found is not None and found.becomes is not None:
         return (Recipient(address.write(), RECIPIENT_OK, found),)
     return tuple(r for r in named if r.destination and r.destination.number == original.originator)
 

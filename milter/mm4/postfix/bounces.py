@@ -21,7 +21,7 @@ from typing import Protocol
 
 from ..gateway.identity import Client
 from ..gateway.logline import logline
-from ..gateway.names import RESPONDER_DOMAIN, SIDE_HEADER, split_token
+from ..gateway.names import RESPONDER_DOMAIN, SIDE_HEADER, split_token, strip_via
 from ..gateway.notices import Notice, disposition_of, notice_of, notice_token
 from ..gateway.routing import LOCAL, Router, Side
 from ..gateway.verdict import Destination
@@ -334,7 +334,7 @@ class Bounces:
         recipients = list(dict.fromkeys(transaction.recipient for transaction in message.transactions))
         by_number = {recipient.lstrip("+"): recipient for recipient in reversed(recipients)}
         given = {r: self._given(parse_address(r), message) for r in reversed(recipients)}
-        by_address = {way.becomes: recipient for recipient, way in given.items() if way}
+        by_address = {strip_via(way.becomes): recipient for recipient, way in given.items() if way and way.becomes}
 
         def recipient_of(group: Recipient) -> tuple[str, bool]:
             addresses = [text for text in (group.original_recipient, group.final_recipient) if text]
