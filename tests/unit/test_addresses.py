@@ -275,6 +275,12 @@ def test_ordinary_mail_to_a_number_of_ours_goes_in_as_a_forward_req() -> None:
     assert seen.verdict.added[0][0] == "+491511000002@mmsc.gw.example"
 
 
+@pytest.mark.parametrize("rcpt", ["<+491511000002@mms.gw.example>", TO_NORTH])
+def test_ordinary_mail_of_nobody_knows_whom_becomes_no_mms(rcpt: str) -> None:
+    seen = ordinary(BEYOND, rcpt, sender="ann@office.example", From=None)
+    assert (str(seen.reply), seen.gateway.ledger.messages) == ("554 5.6.0 From is missing and cannot be completed", [])
+
+
 @pytest.mark.parametrize(("text", "client", "sender", "code"), [
     (CONFIG, "local", "+491511000001@mms.gw.example", 554),
     (BEYOND, "north", "+447700900002/TYPE=PLMN@mms.north.example", 554),
@@ -329,6 +335,14 @@ def test_who_hides_does_not_write_e_mail() -> None:
     seen = beyond(X_Mms_Sender_Visibility="Hide")
     assert (seen.reply.code, seen.verdict.status) == (550, "Error-service-denied")
     assert "hides" in (seen.verdict.reason or "")
+
+
+def test_a_link_that_is_only_watched_shows_nobody_who_hides() -> None:
+    lines = req(To="ann@office.example", X_Mms_Sender_Visibility="Hide", Reply_To="+447700900002@mms.hub.example")
+    text = BEYOND.replace("on_violation: reject", "on_violation: monitor")
+    seen = Gateway(text).peer("hub").mail("<a@mms.hub.example>").rcpt("<ann@office.example>").headers(lines).end()
+    assert seen.verdict.action is Action.ACCEPT, seen.verdict.reason
+    assert b"7700900002" not in b"".join(value for _, value in seen.edited())
 
 
 def test_the_subscribers_of_a_message_to_e_mail_too_get_theirs_as_mms() -> None:

@@ -25,7 +25,7 @@ from ..protocol.values import Unreadable, read_id
 from ..protocol.writer import write_value
 from .edits import Edit
 from .entries import Domain, NextHop
-from .forms import ANONYMOUS, FORMED, Form, formed_edits, hidden
+from .forms import FORMED, Form, formed_edits, hidden, hidden_edits
 from .localside import Local
 from .names import public_name
 from .section import Section
@@ -121,8 +121,7 @@ def mail_edits(
     hide = hidden(pdu)
     sender = pdu.get("sender")
     if hide:
-        yield from (Edit("change", place.name, place.occurrence, ANONYMOUS) for place in pdu.found.get("sender", ()))
-        yield from (Edit("delete", place.name, place.occurrence) for place in pdu.found.get("sender_header", ()))
+        yield from (edit for edit in hidden_edits(pdu, headers) if not edit.header.lower().startswith("x-mms-"))
     plain = {field: places for field, places in pdu.found.items() if not places[0].name.lower().startswith("x-mms-")}
     yield from formed_edits(replace(pdu, found=plain), form, ("recipients",) if hide else FORMED)
     priority = PRIORITIES.get(pdu.get("priority") or "")

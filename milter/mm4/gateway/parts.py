@@ -64,6 +64,7 @@ def _submitted(case: Case, targets: tuple[Recipient, ...], token: str) -> Part:
     local = _serving(case, targets)
     sender, parameters = inward_sender(local, token)
     completed = _completed(case, case.dialect, local, targets)
+    _demand(case, case.dialect, completed)
     form = Form(local.addresses.header or MMS_FORM, local.domain)
     edits = outward_edits(case.mail.pdu, case.dialect, case.dialect, local, completed, ack=False, form=form)
     record = record_of(
@@ -82,10 +83,7 @@ def _outward(case: Case, name: str, targets: tuple[Recipient, ...], token: str) 
     completed = _completed(case, dialect, local, targets)
     if case.original is not None:
         completed |= outward_values(pdu, case.original, local)
-    lacking = {p.field for p in pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
-    if lacking and not case.monitor:
-        header = dialect.fields[sorted(f for f in lacking if f)[0]].header
-        raise ProtocolError(f"{header} is missing and cannot be completed")
+    _demand(case, dialect, completed)
     if peer.mms_version is not None:
         completed["mms_version"] = peer.mms_version
     template = peer.addresses.header or (MMS_FORM if case.ordinary else None)
@@ -122,3 +120,11 @@ def _completed(case: Case, dialect: Dialect, local: Local, targets: tuple[Recipi
     mail = case.mail
     completed = completions(mail.pdu, dialect, local, mail.mail_from, targets, mail.token, mail.now)
     return completed | request_values(mail.headers, mail.pdu) if case.ordinary else completed
+
+
+def _demand(case: Case, dialect: Dialect, completed: dict[str, Any]) -> None:
+    """Raises ProtocolError where something is missing that only the sender knows."""
+    lacking = {p.field for p in case.mail.pdu.errors if p.rule == "mandatory"} - completed.keys() - {"message_type"}
+    if lacking and not case.monitor:
+        header = dialect.fields[sorted(f for f in lacking if f)[0]].header
+        raise ProtocolError(f"{header} is missing and cannot be completed")
