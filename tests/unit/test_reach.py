@@ -79,7 +79,11 @@ def test_what_is_wrong_names_file_and_line(rows: list[str], problem: str) -> Non
     assert str(caught.value) == problem
 
 
-@pytest.mark.parametrize("head", ["", "\n", "number,peer\n", "peer,prefix\n", "prefix,colour\n", "prefix,peer,peer\n"])
+def test_a_list_with_every_field_in_quotes() -> None:
+    assert reach('"+44","A, B","234","15","north"', head='"prefix","operator","mcc","mnc","peer"\r\n')["+447700900101"] == "north"
+
+
+@pytest.mark.parametrize("head", ["", "\n", "number,peer\n", "peer,prefix\n", "prefix,colour\n", "prefix,peer,peer\n", '"' + "x" * 200_000])
 def test_a_head_line_that_is_none(head: str) -> None:
     with pytest.raises(ReachError, match=r"^a\.csv:1: the head line has to be prefix,operator,mcc,mnc,peer"):
         reach("44,north", head=head)

@@ -90,7 +90,7 @@ def read_reach(lines: Iterable[str], name: str, peers: Iterable[str], peer: str 
         for line, row in enumerate(rows, 2):  # noqa: B007 - told where a row is wrong
             prefix, _, rest = row.partition(",")
             if not prefix.isdecimal():
-                prefix = prefix.strip().removeprefix("+")
+                prefix = prefix.strip().strip('"').removeprefix("+")
                 if not row.strip():
                     continue
             value = numbers.get(rest)
@@ -117,7 +117,11 @@ def read_reach(lines: Iterable[str], name: str, peers: Iterable[str], peer: str 
 
 
 def _head(line: str, name: str) -> list[str]:
-    columns = [column.strip().lower() for column in next(csv.reader([line.removeprefix("\ufeff")]), [])]
+    try:
+        cells = next(csv.reader([line.removeprefix("\ufeff")]), [])
+    except csv.Error:
+        cells = []  # a line of any length, of a file that is no list
+    columns = [column.strip().lower() for column in cells]
     strange = [column for column in columns if column not in COLUMNS]
     if columns[:1] != ["prefix"] or strange or len(set(columns)) < len(columns):
         raise ReachError(
