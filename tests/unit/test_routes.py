@@ -437,3 +437,15 @@ def test_mm4_route_from_a_peer_holds_it_to_what_it_may_send(tmp_path: Any) -> No
     }  # fmt: skip
     assert results["hub"][1]["reason"] == NO
     assert run(tmp_path, "--from", "south", "+33600000000", rows=rows)[1]["reason"] == NO
+
+
+def test_mm4_route_says_what_rcpt_would_say_where_the_operator_is_not_known(tmp_path: Any) -> None:
+    row = '{prefix: "+44", peer: north}'
+    text = BASE.replace("north: {", 'north: {addresses: {recipient: "{number}@mms.mnc{mnc}.mcc{mcc}.gprs"}, ')
+    file = tmp_path / "mm4.yaml"
+    file.write_text(f"{text}  - {row}\n")
+    for number, code, peer in (("+447700900101", 1, None), ("+447700900101@mms.mnc015.mcc234.gprs", 0, "north")):
+        done = CliRunner().invoke(main, ["route", "--json", "--config", str(file), number], standalone_mode=False)
+        found = json.loads(done.output)
+        assert (done.return_value, found["peer"]) == (code, peer)
+        assert code == 0 or found["reason"] == "451 4.3.5 Its operator is not known, and the peer's addresses need it"

@@ -10,6 +10,7 @@ import click
 from ..gateway.config import Config
 from ..gateway.envelope import receive
 from ..gateway.names import strip_via
+from ..gateway.outcomes import NO_OPERATOR
 from ..gateway.routes import Enum, Http, ReachRoute
 from ..gateway.routing import Router, Side
 from ..gateway.verdict import Destination
@@ -74,7 +75,8 @@ def _goes(address: Address, config: Config, peer: str | None, lookups: _Noted) -
     """Where it goes, or why not. Raises LookupUnavailable."""
     router = Router(config)
     if peer is None:
-        return router.route(address, lookups=lookups), None
+        found = router.route(address, lookups=lookups)
+        return (found, None) if found is None or found.becomes is not None else (None, str(NO_OPERATOR))
     link = config.peers[peer]
     # By the very code that answers RCPT.
     path = f"<{address.write(address.domain or config.home.domain)}>"
