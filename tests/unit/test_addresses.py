@@ -367,6 +367,8 @@ def test_a_line_of_which_not_all_was_seen_is_not_taken_out_for_the_first_of_seve
     (BEYOND, "local", "<ann@mms.gw.example>", 550),
     (BEYOND, "north", "<ann@office.example>", 550),
     (BEYOND, "hub", "<ann@office.example>", 250),
+    (BEYOND, "local", "<+491511000002@mail.gw.example>", 250),
+    (BEYOND, "local", "<+447700900101@mail.gw.example>", 550),
     (BEYOND, "local", "<ann@mms.north.example.>", 550),
     (BEYOND, "local", "<ann@MMS.gw.example.>", 550),
     (BEYOND, "hub", "<ann@mms.north.example.>", 550),

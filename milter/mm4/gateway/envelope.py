@@ -108,9 +108,10 @@ def _destination(
         return Destination(HOME, rule="local.domain")
     # The local side may write any domain behind a number: ours, a peer's, or the one its MMSC delivers in.
     known = own is not None or (side.peer is None and domain_known(router, domain))
-    answers = address.number is not None and domain.lower() == router.config.mail.domain
+    answers = domain.lower() == router.config.mail.domain and router.serves(address.number or "") is not None
     if side.peer is None and (answers or rcpt.lower() == ANONYMOUS):
-        # An e-mail that answers an MMS; a report on a message whose sender our side did not get.
+        # An e-mail that answers an MMS of ours, for which nobody writes to other operators' numbers; a report on a
+        # message whose sender our side did not get.
         known = True
     # Nobody is asked about a number to which this client may not send anyway.
     wide = known if side.peer is None else side.peer.transit
