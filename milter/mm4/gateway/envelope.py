@@ -110,8 +110,7 @@ def _destination(
     known = own is not None or (side.peer is None and domain_known(router, domain))
     answers = domain.lower() == router.config.mail.domain and router.serves(address.number or "") is not None
     if side.peer is None and (answers or rcpt.lower() == ANONYMOUS):
-        # An e-mail that answers an MMS of ours, for which nobody writes to other operators' numbers; a report on a
-        # message whose sender our side did not get.
+        # An e-mail that answers a subscriber of ours; a report on a message whose sender our side did not get.
         known = True
     # Nobody is asked about a number to which this client may not send anyway.
     wide = known if side.peer is None else side.peer.transit
