@@ -240,7 +240,7 @@ def forget_command(identifier: str, config_file: str, yes: bool, force: bool, as
         tokens = list(dict.fromkeys(row["token"] for row in rows))
         queue = _in_queue(config, _tokens(rows, identifier), {row["queue_id"]: row["token"] for row in rows})
         if queue:
-            there = ", ".join(queue_id for ids in queue.values() for queue_id in ids)
+            there = ", ".join(dict.fromkeys(queue_id for ids in queue.values() for queue_id in ids))
             raise _Nothing(f"{identifier}: stays, it is in Postfix's queue as {there}; mm4 queue shows it")
         if not yes:
             for row in rows:
