@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from fake import CONFIG, NOW, TOKEN, Gateway, Headers, Ledger, Seen, req
+from mm4.gateway.configfile import parse_config
 from mm4.gateway.forms import ANONYMOUS
 from mm4.gateway.matching import NoLookups
 from mm4.gateway.names import public_name, strip_via
+from mm4.gateway.notices import disposition_of, notice_of
 from mm4.gateway.routes import ReachRoute
+from mm4.gateway.routing import Router
 from mm4.gateway.template import DeliverTo, HeaderForm, RecipientForm, SenderForm, fill
 from mm4.gateway.verdict import Action
 from mm4.lookup.reach import Reached
@@ -329,6 +332,18 @@ def test_who_answers_an_mms_by_e_mail_reaches_its_sender() -> None:
     seen = ordinary(BEYOND, "<+491511000001@mail.gw.example>", sender="ann@office.example", **answer)
     assert seen.verdict.action is Action.ACCEPT, seen.reply
     assert seen.verdict.added[0][0] == "+491511000001@mmsc.gw.example"
+
+
+def test_an_mmsc_that_asked_for_an_ack_can_be_told_by_res_that_e_mail_bounced() -> None:
+    text = BEYOND.replace("  region: DE\n", "  region: DE\n  on_bounce: res\n")
+    (message,) = beyond(text, X_Mms_Ack_Request="Yes", X_Mms_Originator_System="mmsc@mms.gw.example").gateway.ledger.messages
+    router, transaction = Router(parse_config(text, "mm4.yaml")), message.transactions[0]
+    found = disposition_of(message, transaction, "failed", "5.1.1", router, NOW)
+    assert found is not None
+    notice = notice_of(message, transaction, found, "no such user", router, NOW, "gw")
+    assert notice is not None
+    assert (notice.mail.type, notice.mail.rcpt_to) == ("MM4_forward.RES", "mmsc@mmsc.gw.example")
+    assert b"X-Mms-Request-Recipients: ann@office.example" in notice.mail.message
 
 
 def test_who_hides_does_not_write_e_mail() -> None:

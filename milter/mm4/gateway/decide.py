@@ -234,7 +234,7 @@ class _Decision:
             waits = answer is not None and self.side.peer.answers == "mmsc" and target == LOCAL
             return (answer, strip_via(answer.rcpt_to)) if answer is not None and waits else (None, None)
         peer = self.router.config.peers.get(target)
-        reply_to = mmsc_address(self.pdu, sender_side(self.case)) if peer is not None else None
+        reply_to = mmsc_address(self.pdu, sender_side(self.case)) if peer is not None or target == INTERNET else None
         waits = reply_to is not None and peer is not None and peer.answers == "mmsc"
         return self._answer("Ok", None, reply_to) if reply_to is not None and waits else None, reply_to
 
