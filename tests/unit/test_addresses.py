@@ -402,3 +402,17 @@ def test_the_operators_codes_come_from_a_reach_list() -> None:
     text = config('    addresses: {recipient: "{number}@mms.mnc{mnc}.mcc{mcc}.gprs"}\n').replace('{prefix: "+4477009001", peer: north}', "{reach: north.csv, peer: north}")
     session = Gateway(text, lookups=Told()).peer("local").mail("<+491511000001@mms.gw.example>").rcpt("<+447700900101@mms.gw.example>").session
     assert [strip_via(r.destination.becomes or "") for r in session.recipients if r.destination] == ["+447700900101@mms.mnc015.mcc234.gprs"]
+
+
+def test_no_report_leaves_as_internet_mail() -> None:
+    ledger = Ledger()
+    ledger.history.append(Original(
+        Direction.OUT, "hub", "local", "t-1", "m-1@mms.gw.example", "anna@office.example", "+34600000001", State.ANSWERED, True, True, NOW,
+    ))  # fmt: skip
+    lines = [
+        ("From", b"+34600000001/TYPE=PLMN"), ("To", b"anna@office.example"), ("X-Mms-3GPP-MMS-Version", b"5.5.0"),
+        ("X-Mms-Message-Type", b"MM4_delivery_report.REQ"), ("X-Mms-Transaction-ID", b"t-9"), ("Date", b"Thu, 12 Nov 2026 02:28:01 +0200"),
+        ("X-Mms-Message-ID", b"m-1@mms.gw.example"), ("X-Mms-MM-Status-Code", b"Retrieved"),
+    ]  # fmt: skip
+    seen = Gateway(BEYOND, ledger).peer("hub").mail("<system@mms.hub.example>").rcpt("<anna@office.example>").headers(lines).end()
+    assert (seen.verdict.action, seen.reply.code) == (Action.REJECT, 550), seen.verdict.reason

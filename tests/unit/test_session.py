@@ -330,3 +330,15 @@ def test_a_sender_outside_the_peers_domains_is_logged_where_it_is_let_pass() -> 
     assert len(lines) == 2
     assert " identity=outside:MAIL-FROM " in lines[0]
     assert "identity" not in lines[1]
+
+
+def test_a_message_is_judged_by_the_configuration_that_identified_its_client() -> None:
+    gateway = Gateway()
+    before = gateway.runtime.router
+    seen = gateway.peer("north")
+    gateway.runtime.router = Router(parse_config(CONFIG.replace("  north:", "  renamed:").replace("peer: north", "peer: renamed"), "mm4.yaml"))
+    assert seen.session.mail("<a@mms.north.example>", (), before).positive
+    assert (seen.session.router is before, seen.session.side and seen.session.side.name) == (True, "north")
+    assert seen.session.mail("<a@mms.north.example>").positive
+    assert seen.session.side is not None
+    assert seen.session.side.name == "renamed"

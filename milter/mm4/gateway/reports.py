@@ -14,7 +14,7 @@ from typing import Any
 
 from ..protocol.address import Address, Kind, parse_address
 from ..protocol.pdu import Pdu
-from ..protocol.transaction import Direction, Original
+from ..protocol.transaction import INTERNET, Direction, Original
 from .localside import Local
 from .outcomes import RECIPIENT_OK
 from .routing import LOCAL, Router, Side
@@ -108,7 +108,9 @@ def addressees(
         found = router.inward(address, local)
     if found is not None and found.becomes is not None:
         return (Recipient(address.write(), RECIPIENT_OK, found),)
-    return tuple(r for r in named if r.destination and r.destination.number == original.originator)
+    # No report goes out as Internet mail: without its MM4 headers it says nothing.
+    ways = ((r, r.destination) for r in named if r.destination and r.destination.side != INTERNET)
+    return tuple(r for r, way in ways if way.number == original.originator)
 
 
 def outward_values(pdu: Pdu, original: Original, local: Local) -> dict[str, Any]:

@@ -84,11 +84,13 @@ class Connection(Milter.Base):  # type: ignore[misc]
     def envfrom(self, path: bytes, *parameters: bytes) -> int:
         runtime, session = self.runtime, self.session
         fingerprint = None
-        if runtime.router.pinned and self.getsymval("{tls_version}"):
-            socket = os.path.join(runtime.router.config.folders.sockets, FINGERPRINTS_SOCKET)
+        # One configuration for the question and for the answer: a reload may come between.
+        router = runtime.router
+        if router.pinned and self.getsymval("{tls_version}"):
+            socket = os.path.join(router.config.folders.sockets, FINGERPRINTS_SOCKET)
             fingerprint = fingerprint_of_client(socket, session.client, self.port)
         session.identify(self.getsymval("{cert_subject}"), self.getsymval("{auth_authen}"), fingerprint)
-        return self.answer(self.session.mail(_text(path), [_text(p) for p in parameters]))
+        return self.answer(session.mail(_text(path), [_text(p) for p in parameters], router))
 
     @Milter.decode("bytes")  # type: ignore[untyped-decorator]
     @_guarded

@@ -86,10 +86,10 @@ class Session:
         """
         self.subject, self.login, self.fingerprint = subject or None, login or None, fingerprint or None
 
-    def mail(self, path: str, parameters: Sequence[str] = ()) -> Reply:
-        """MAIL: a new message begins, with the configuration of this moment."""
+    def mail(self, path: str, parameters: Sequence[str] = (), router: Router | None = None) -> Reply:
+        """MAIL: a new message begins, with the configuration by which the client was identified, or of this moment."""
         self.end()
-        self._reset(self.runtime.router)
+        self._reset(router or self.runtime.router)
         if self.runtime.draining or (self.router.reads_bodies and not self.reads_bodies):
             # The second: a reload brought the first rule that needs a body. A new connection shows it.
             return DRAINING
