@@ -148,6 +148,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    tls: {level: secure, match: a b}\n    max_size", 17, "peers.south.tls.match", "'a b' is no name in a certificate"),
     ("    max_size", "    tls: {level: secure, ca: a b.pem}\n    max_size", 17, "peers.south.tls.ca", "'a b.pem': Postfix cannot be told this path"),
     ("    max_size", "    tls: {level: encrypt, key: k.pem}\n    max_size", 17, "peers.south.tls.key", "key needs certificate"),
+    ("    max_size", "    tls: {level: may, wrapper: yes}\n    max_size", 17, "peers.south.tls.wrapper", "wrapper needs level: encrypt or more"),
     ("    max_size", "    tls: {level: none, certificate: c.pem}\n    max_size", 17, "peers.south.tls.certificate", "certificate has no effect with level: none"),
     ('    next_hop: "[192.0.2.1]:25"', '    next_hop: "[192.0.2.1]:25"\n    tls: secure', 13, "peers.north.tls", "compares names, and next_hop is an address"),
     ("    max_size", "    source: mx.a.example\n    max_size", 17, "peers.south.source", "'mx.a.example' is no IP address"),

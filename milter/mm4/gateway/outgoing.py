@@ -73,6 +73,12 @@ class Tls(Section):
         None, description="PEM file with its key. Left out: it stands in `certificate`, first."
     )
 
+    wrapper: bool = Field(
+        False,
+        description="TLS from the first byte on, without STARTTLS, as on port 465 or 2465. Needs level: encrypt or "
+        "more.",
+    )
+
     @validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
@@ -93,11 +99,13 @@ class Tls(Section):
             raise ValueError(place("level") + "level: fingerprint needs fingerprints")
         if self.key and not self.certificate:
             raise ValueError(place("key") + "key needs certificate")
+        if self.wrapper and self.level in ("none", "may"):
+            raise ValueError(place("wrapper") + f"wrapper needs level: encrypt or more, and has {self.level}")
         return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, inner: SerializerFunctionWrapHandler) -> Any:
-        alone = not (self.match or self.fingerprints or self.ca or self.certificate or self.key)
+        alone = not (self.match or self.fingerprints or self.ca or self.certificate or self.key or self.wrapper)
         return self.level if alone else inner(self)
 
 

@@ -15,7 +15,7 @@ from .section import Section, place
 
 __all__ = [
     "ELSE", "ROUTES", "DefaultRoute", "DomainRoute", "Enum", "EnumRoute", "Http", "HttpRoute", "PrefixRoute", "Range",
-    "RangeRoute", "ReachRoute", "RegexRoute", "Route", "absolute", "plain_domain", "wrong_routes",
+    "RangeRoute", "ReachRoute", "RegexRoute", "Route", "absolute", "named_peers", "plain_domain", "wrong_routes",
 ]  # fmt: skip
 
 ELSE = "*"
@@ -243,7 +243,7 @@ Route: TypeAlias = Annotated[
 ]
 
 
-def _named_peers(route: Route) -> Iterator[tuple[tuple[str, ...], str]]:
+def named_peers(route: Route) -> Iterator[tuple[tuple[str, ...], str]]:
     """The peers that a row names, each with its place in the row."""
     match route:
         case DefaultRoute():
@@ -263,7 +263,7 @@ def wrong_routes(routes: list[Route], peers: dict[str, Any]) -> list[str]:
     problems = [
         place("routes", i, *key) + f"no peer is named {peer!r}; there are: {known}"
         for i, route in enumerate(routes)
-        for key, peer in _named_peers(route)
+        for key, peer in named_peers(route)
         if peer not in peers
     ]
     problems += [

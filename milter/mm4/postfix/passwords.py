@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..gateway.config import Config
+from ..gateway.outgoing import Login
 from ..protocol.errors import ConfigError
 
-__all__ = ["is_password_table", "password_table", "passwords"]
+__all__ = ["is_password_table", "password_table", "passwords", "read_password"]
 
 _HEAD = "# Written by `mm4 postfix maps` from a password file that the YAML names: next hop, then user and password.\n"
 _PREFIX = "password-"
@@ -35,20 +36,27 @@ def passwords(config: Config) -> dict[str, str]:
     for name, peer in config.peers.items():
         if peer.login is None:
             continue
-        file = peer.login.password_file
         try:
-            # Bytes that are no UTF-8 go through as they are.
-            password = Path(file).read_text("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
-        except OSError as error:
-            why = f"{error.strerror}; mm4 postfix maps runs as root"
-            problems.append(f"peers.{name}.login.password_file: {file}: {why}")
+            password = read_password(name, peer.login)
+        except ConfigError as error:
+            problems += error.problems
             continue
-        if not password or password != password.strip():
-            what = "begins or ends with a blank, which a table of Postfix cannot hold" if password else "is empty"
-            problems.append(f"peers.{name}.login.password_file: {file}: its first line {what}")
-            continue
-        row = f"{peer.next_hop}\t{peer.login.user}:{password}\n"
-        found[password_table(name)] = _HEAD + row
+        found[password_table(name)] = f"{_HEAD}{peer.next_hop}\t{peer.login.user}:{password}\n"
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def read_password(name: str, login: Login) -> str:
+    """The password for this peer, from its file. Raises ConfigError."""
+    file = login.password_file
+    where = f"peers.{name}.login.password_file: {file}"
+    try:
+        # Bytes that are no UTF-8 go through as they are.
+        password = Path(file).read_text("utf-8", "surrogateescape").split("\n", 1)[0].rstrip("\r")
+    except OSError as error:
+        raise ConfigError([f"{where}: {error.strerror}; root reads it"]) from None
+    if not password or password != password.strip():
+        what = "begins or ends with a blank, which a table of Postfix cannot hold" if password else "is empty"
+        raise ConfigError([f"{where}: its first line {what}"])
+    return password

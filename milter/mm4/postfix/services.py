@@ -1,8 +1,9 @@
 """The smtp services of single peers, and the parts of main.cf and master.cf that belong to them.
 
-All peers share mm4-out; only what Postfix cannot say by a table (source address, login, certificate, pace) gives a
-peer a service of its own, `mm4-out-NAME`: the lines of mm4-out, and a few more. They stand between two lines of main.cf
-and master.cf that say so; without those lines the file is the operator's, and is only compared.
+All peers share mm4-out; only what Postfix cannot say by a table (source address, login, certificate, TLS from the first
+byte on, pace) gives a peer a service of its own, `mm4-out-NAME`: the lines of mm4-out, and a few more. They stand
+between two lines of main.cf and master.cf that say so; without those lines the file is the operator's, and is only
+compared.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _PACES = ("destination_concurrency_limit", "destination_rate_delay")
 
 def service_of(name: str, peer: Peer) -> str:
     """The smtp service that carries mail to this peer."""
-    own = peer.source or peer.login or peer.tls.certificate or peer.pace.concurrency or peer.pace.delay
+    tls, pace = peer.tls, peer.pace
+    own = peer.source or peer.login or tls.certificate or tls.wrapper or pace.concurrency or pace.delay
     return f"{SHARED}-{name}" if own else SHARED
 
 
@@ -66,6 +68,9 @@ def _options(name: str, peer: Peer, folder: Path) -> Iterable[tuple[str, str, st
     if peer.tls.certificate:
         files = [peer.tls.key, peer.tls.certificate] if peer.tls.key else [peer.tls.certificate]
         yield "Our certificate, which this peer asks for.", "smtp_tls_chain_files", ", ".join(filter(None, files))
+    if peer.tls.wrapper:
+        yield "TLS from the first byte on.", "smtp_tls_wrappermode", "yes"
+        yield "Postfix asks for it with that; the table says more.", "smtp_tls_security_level", "encrypt"
     if peer.login:
         yield "We log in.", "smtp_sasl_auth_enable", "yes"
         table = f"texthash:{folder / password_table(name)}"
