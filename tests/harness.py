@@ -17,6 +17,7 @@ import shutil
 import signal
 import smtplib
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -376,8 +377,10 @@ class NextHop:
     """A peer's or the MMSC's SMTP server, which keeps every mail. `reply_rcpt` and `reply_data` make it refuse."""
 
     def __init__(self, address: str = LOCAL, port: int | None = None, **options: Any) -> None:
+        self.implicit: ssl.SSLContext | None = options.pop("ssl_context", None)
+        """TLS from the first byte on."""
         self.options = options
-        """What aiosmtpd's server takes: TLS, AUTH."""
+        """What aiosmtpd's server takes: TLS, AUTH, the SIZE that it says."""
         self.address = address
         self.port = port or free_port(address)
         self.mails: list[Mail] = []
@@ -415,7 +418,9 @@ class NextHop:
 
     def start(self) -> None:
         """Take mail; again after a stop, on the same port."""
-        self._controller = _LongLines(self, hostname=self.address, port=self.port, ready_timeout=SECONDS)
+        self._controller = _LongLines(
+            self, hostname=self.address, port=self.port, ready_timeout=SECONDS, ssl_context=self.implicit
+        )
         self._controller.start()
 
     def stop(self) -> None:
@@ -451,7 +456,7 @@ class _LongLines(Controller):
         line_length_limit = 1 << 20  # of the class: the stream reader is made with it
 
     def factory(self) -> SMTP:
-        return self._Server(self.handler, data_size_limit=0, **self.handler.options)
+        return self._Server(self.handler, **{"data_size_limit": 0, **self.handler.options})
 
 
 # -- what is under test

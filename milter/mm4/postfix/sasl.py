@@ -46,7 +46,7 @@ def without(reply: Reply, password: str, user: str) -> Reply:
     hidden = (password, _base64(secret), _base64(_plain(name, secret)))
     lines = []
     for line in reply.lines:
-        for text in hidden:
+        for text in sorted(hidden, key=len, reverse=True):  # one may lie within another
             line = line.replace(text, "***")  # noqa: PLW2901 - one after the other
         lines.append(line)
     return Reply(reply.code, tuple(lines))

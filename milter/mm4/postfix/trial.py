@@ -25,7 +25,7 @@ from ..protocol.address import Address
 from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError
 from . import certificate
 from .conversation import Broken, Conversation, Reply
-from .cures import ALERTS, ASK, CONNECTIONS, REFUSALS
+from .cures import ALERTS, ASK, CONNECTIONS, REFUSALS, UNWANTED
 from .instance import Instance
 from .passwords import read_password
 from .paused import paused_peers
@@ -213,8 +213,8 @@ class Trial:
 
     def _hello(self, link: Conversation) -> dict[str, str]:
         """Names to parameters of what is offered."""
-        cure = ASK
-        with self._breaking("EHLO", cure) as since:
+        # With TLS 1.3 a client whose certificate is not taken, or lacks, hears of it by the next answer.
+        with self._breaking("EHLO", UNWANTED if link.tls else ASK) as since:
             reply = link.command(f"EHLO {self._helo}")
             if reply.code >= 500:
                 reply = link.command(f"HELO {self._helo}")
