@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import socket
 import ssl
 import struct
@@ -86,15 +87,22 @@ class Server:
 
 
 def config(folder: Path, port: int, **more: Any) -> Config:
-    (folder / "postfix").mkdir(exist_ok=True)
-    (folder / "postfix" / "master.cf").touch()
-    (folder / "postfix" / "main.cf").write_text("compatibility_level = 3.6\nmyhostname = mms.own.example\ninet_protocols = all\n")
+    main_cf(folder, "")
     peer = {"domains": ["mms.p.example"], "networks": ["192.0.2.1/32"], "next_hop": f"[127.0.0.1]:{port}", "max_size": "300kB", **more}
     return Config.model_validate({
         "local": {"domain": "mms.own.example", "system_address": "s@mms.own.example", "numbers": ["+491511"]},
         "peers": {"p": peer}, "routes": [{"prefix": "+4477", "peer": "p"}],
         "folders": {"postfix": str(folder / "postfix"), "state": str(folder)},
     })  # fmt: skip
+
+
+def main_cf(folder: Path, text: str) -> Path:
+    """What Postfix's own tools read; as if it had been there for long, or they would wait for its writer to be done."""
+    (folder / "postfix").mkdir(exist_ok=True)
+    for name in ("master.cf", "main.cf"):
+        (folder / "postfix" / name).write_text(f"compatibility_level = 3.6\n{text or 'myhostname = mms.own.example'}\n" if name == "main.cf" else "")
+        os.utime(folder / "postfix" / name, (1, 1))
+    return folder / "postfix" / "main.cf"
 
 
 def tried(made: Config, to: str | None = None, seconds: float = 2.0) -> tuple[bool, dict[str, Step]]:
@@ -124,8 +132,7 @@ def test_a_peer_that_does_everything(tmp_path: Path) -> None:
 def test_postfixs_main_cf_has_the_name_and_the_address_and_without_one_it_is_our_domain(tmp_path: Path) -> None:
     with Server() as server:
         made = config(tmp_path, server.port)
-        main = tmp_path / "postfix" / "main.cf"
-        main.write_text("compatibility_level = 3.6\nmyhostname = gw.example\nsmtp_bind_address = 127.0.0.9\n")
+        main = main_cf(tmp_path, "myhostname = gw.example\nsmtp_bind_address = 127.0.0.9\n")
         assert tried(made)[1]["connect"].said.endswith("from 127.0.0.9")
         main.unlink()
         assert tried(made)[1]["postfix"].ok is None

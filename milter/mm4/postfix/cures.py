@@ -10,7 +10,7 @@ import errno
 __all__ = ["ALERTS", "ASK", "CONNECTIONS", "REFUSALS", "UNWANTED"]
 
 ASK = "ask the peer for its log of this connection"
-UNWANTED = "it may want a certificate of ours, or not take the one it got: tls.certificate; its log of this connection tells"
+UNWANTED = "it may want a certificate of ours, or not take the one it got: tls.certificate; its log says which"
 
 CONNECTIONS = {
     errno.ECONNREFUSED: "nobody listens there: compare next_hop {hop} with the peer's document, port included",

@@ -247,7 +247,9 @@ def test_check_finds_nothing_wrong(run: Run) -> None:
 
 
 def test_what_is_broken_is_named(run: Run) -> None:
-    """One after the other at the peer's side; each leaves its step, and Postfix's mail would wait or bounce there."""
+    """One after the other at the peer's side, with TLS from the first byte on and in clear."""
+    if run.name in ("grx", "mbuni"):
+        return  # opened as the first
     hop = run.peer
     hop.refused.add(f"{THEIRS}/TYPE=PLMN@{run.case.domain}")
     code, steps = run.tried()
@@ -280,6 +282,14 @@ def test_what_is_broken_is_named(run: Run) -> None:
             code, steps = run.tried()
             assert (code, failing(steps)) == (1, ["certificate"])
             hop.stop()
+        hop.start()
+        # What Postfix says of the last of them.
+        dialogue = run.gateway.send(
+            forward_req(ids=new_ids(run.ours), sender=OURS, to=THEIRS, system=None, drop=("Sender",)), source=MMSC,
+            mail_from=f"{OURS}/TYPE=PLMN@{run.ours}", rcpt=(f"{THEIRS}/TYPE=PLMN@{run.ours}",),
+        )  # fmt: skip
+        run.gateway.wait_log(rf"{dialogue.queue_id}: .*status=deferred.*Server certificate not verified")
+        hop.stop()
         hop.implicit = None
         hop.start()
         code, steps = run.tried()
