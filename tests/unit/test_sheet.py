@@ -58,7 +58,7 @@ def config(**more: Any) -> Config:
             {"http": {"url": "https://np.example:8/q?key=hush&n={digits}", "json": "a", "peers": {"1": "p"}}},
             {"enum": {"zone": "e164.arpa", "servers": ["127.0.0.1:53"]}}, {"default": "p"},
         ],
-        "service": {"tls": {"certificate": "/gw.pem"}, "sasl": {}},
+        "service": {"tls": {"certificate": "/gw.pem", "ca": "/ca.pem"}, "sasl": {}},
     })  # fmt: skip
 
 
