@@ -704,7 +704,7 @@ def test_an_unknown_peer_is_wrong_use(mm4: Mm4, config: str, wired: Path) -> Non
     assert mm4("peer", "resume", "east").code == 2
     # One that the YAML named while it was paused.
     note(parse_config(Path(config).read_text(), config), "east", T0)
-    assert mm4("peer", "list").out.splitlines()[-1].split() == ["east", "-", "-", "-", "-", "0", "2026-11-22", "10:00:00"]
+    assert mm4("peer", "list").out.splitlines()[-1].split() == ["east", "-", "-", "-", "0", "-", "2026-11-22", "10:00:00"]
     assert mm4("peer", "resume", "east").code == 0
     assert "east" not in mm4("peer", "list").out
 
