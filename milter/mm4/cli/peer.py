@@ -55,7 +55,8 @@ def list_command(config_file: str, as_json: bool) -> None:
     config, _ = read_config(config_file)
     paused = paused_peers(config)
     queued, owed = _queued(config), _owed(config)
-    columns = Columns("PEER", "DIALECT", "NEXT HOP", "KNOWN BY", "QUEUED", "OWED", "PAUSED SINCE", least=(10, 10, 22, 18))
+    titles = ("PEER", "DIALECT", "NEXT HOP", "KNOWN BY", "QUEUED", "OWED", "PAUSED SINCE")
+    columns = Columns(*titles, least=(10, 10, 22, 18))
     for name in dict.fromkeys([*config.peers, *paused]):
         at, link = paused.get(name), config.peers.get(name)
         known = known_by(link) if link else None
