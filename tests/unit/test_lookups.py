@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
+import trustme
 
 from mm4.lookup.cache import Cache
 from mm4.lookup.enum import Enum, domain_of_number, rewrite
@@ -323,6 +326,28 @@ def test_a_number_that_is_not_known_is_no_failure_and_every_answer_is_kept(servi
     assert [forgetful.find(NUMBER), forgetful.find(NUMBER)] == [None, None]
     assert len(service.paths) == 4
 
+
+@pytest.mark.parametrize(
+    ("named", "vouched", "what"),
+    [("localhost", True, None), ("other.example", True, "certificate verify failed"), ("localhost", False, "certificate verify failed")],
+)
+def test_over_tls_only_a_service_with_the_right_certificate_is_believed(
+    service: Http, tmp_path: Path, named: str, vouched: bool, what: str | None
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(named).configure_cert(context)
+    service.server.socket = context.wrap_socket(service.server.socket, server_side=True, do_handshake_on_connect=False)
+    ca = tmp_path / "np.pem"
+    (authority if vouched else stranger).cert_pem.write_to_path(str(ca))
+    asked = Portability(f"https://localhost:{service.port}/np/{{digits}}", "peer", 10.0, 60.0, str(ca))
+    if what is None:
+        assert asked.find(NUMBER) == "north"
+        asked.probe()
+        return
+    with pytest.raises(LookupUnavailable, match=what):
+        asked.find(NUMBER)
+    assert service.paths == []
 
 
 

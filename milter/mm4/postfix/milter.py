@@ -64,6 +64,18 @@ class Connection(Milter.Base):  # type: ignore[misc]
         self.session.reads_bodies = False
         self.port = 0
 
+    def negotiate(self, options: list[int]) -> int:
+        """Agree with Postfix on what it shows us; where this fails it shows everything, bodies too, and nobody notices."""
+        agreed = int(super().negotiate(options))
+        if agreed != Milter.CONTINUE:
+            log.error(logline(fault="the options of the milter could not be agreed on", event="negotiate"))
+        return agreed
+
+    def setsymlist(self, stage: int, *macros: str) -> None:
+        """Ask for macros, as text: pymilter 1.0.5 joins them to bytes, which its own C half refuses."""
+        if self._actions & Milter.SETSYMLIST:
+            self._ctx.setsymlist(stage, " ".join(macros))
+
     def answer(self, reply: Reply) -> int:
         """The reply as libmilter wants it. A 421 closes the session, so that the client comes back to a new process."""
         if reply.positive:
