@@ -65,7 +65,7 @@ class Connection(Milter.Base):  # type: ignore[misc]
         self.port = 0
 
     def negotiate(self, options: list[int]) -> int:
-        """Agree with Postfix on what it shows us; where this fails it shows everything, bodies too, and nobody notices."""
+        """Agree with Postfix on what it shows us: where that fails it shows all, bodies too, and nobody notices."""
         agreed = int(super().negotiate(options))
         if agreed != Milter.CONTINUE:
             log.error(logline(fault="the options of the milter could not be agreed on", event="negotiate"))
