@@ -106,10 +106,9 @@ def test_hup_with_a_bad_file_is_refused_with_its_line_and_the_old_configuration_
 
 def _gone(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return b" Z " in Path(f"/proc/{process}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
         return True
-    return b" Z " in Path(f"/proc/{process}/stat").read_bytes()
 
 
 def _stopped(link: Link, processes: list[int], bound: float) -> None:
