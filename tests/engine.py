@@ -106,19 +106,24 @@ def base_image(client: docker.DockerClient, suite: str) -> str:
     return name
 
 
-def build(client: docker.DockerClient, name: str, dockerfile: Path, files: Mapping[str, Path], **arguments: str) -> str:
-    """The name of the image that `dockerfile` makes of `files`, by their names in its context; quick where nothing changed.
+def build(
+    client: docker.DockerClient, name: str, dockerfile: Path, files: Mapping[str, Path], target: str | None = None, **arguments: str
+) -> str:
+    """The name of the image that `dockerfile`, up to its stage `target`, makes of `files`, by their names in its context;
+    quick where nothing changed.
 
     Raises AssertionError with what the build said.
     """
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        for target, source in {**files, "Dockerfile": dockerfile}.items():
-            tar.add(source.resolve(), target)
+        for path, source in {**files, "Dockerfile": dockerfile}.items():
+            tar.add(source.resolve(), path)
     context.seek(0)
     old = _image(client, name)
     try:
-        new, _ = client.images.build(fileobj=context, custom_context=True, tag=name, buildargs=arguments, rm=True, forcerm=True)
+        new, _ = client.images.build(
+            fileobj=context, custom_context=True, tag=name, target=target, buildargs=arguments, rm=True, forcerm=True
+        )
     except BuildError as error:
         said = "".join(line.get("stream", "") for line in error.build_log)
         raise AssertionError(f"{name}: {error.msg}\n{said[-6000:]}") from error
