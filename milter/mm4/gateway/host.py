@@ -31,7 +31,10 @@ class Service(Section):
     metrics: ListenOn | None = Field(None, description="Where Prometheus reads the counters. Left out: no endpoint.")
     tls: Tls | None = Field(None, description="TLS on the MM4 line. Left out: as Postfix's main.cf says.")
     sasl: Sasl | None = Field(None, description="SASL on the MM4 line, over TLS alone, where a peer has logins.")
-    drain: Duration = Field(5, description="How long a stopping worker answers MAIL with 421 before it goes.")
+    drain: Duration = Field(
+        5,
+        description="How long sessions that are open may go on when the daemon stops; then MAIL is answered with 421.",
+    )
 
     @field_validator("listen")
     @classmethod

@@ -8,9 +8,12 @@ keeps the message; the verdict of a message whose header event failed is 451 too
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import socket
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +26,7 @@ from .fingerprints import FINGERPRINTS_SOCKET, fingerprint_of_client
 from .runtime import Runtime
 from .session import Session
 
-__all__ = ["connection_class", "libmilter_version", "serve"]
+__all__ = ["accept_nobody", "connection_class", "libmilter_version", "serve"]
 
 log = logging.getLogger("mm4.milter")
 
@@ -99,8 +102,8 @@ class Connection(Milter.Base):  # type: ignore[misc]
         # One configuration for the question and for the answer: a reload may come between.
         router = runtime.router
         if router.pinned and self.getsymval("{tls_version}"):
-            socket = os.path.join(router.config.folders.sockets, FINGERPRINTS_SOCKET)
-            fingerprint = fingerprint_of_client(socket, session.client, self.port)
+            asked = os.path.join(router.config.folders.sockets, FINGERPRINTS_SOCKET)
+            fingerprint = fingerprint_of_client(asked, session.client, self.port)
         session.identify(self.getsymval("{cert_subject}"), self.getsymval("{auth_authen}"), fingerprint)
         return self.answer(session.mail(_text(path), [_text(p) for p in parameters], router))
 
@@ -217,6 +220,22 @@ def serve(descriptor: int, runtime: Runtime) -> None:
     libmilter.set_exception_policy(libmilter.TEMPFAIL)
     libmilter.setbacklog(200)
     Milter.runmilter("mm4", f"fd:{descriptor}", rmsock=False)
+
+
+def accept_nobody(descriptor: int) -> None:
+    """Leave new connections to other processes with the same socket; those that are open go on.
+
+    libmilter has no call for this. It finds, in the socket's place, one to which nobody can connect: its name is gone.
+    """
+    with (
+        contextlib.suppress(OSError),  # no room for a name: whoever comes is served, as before
+        tempfile.TemporaryDirectory(prefix="mm4-") as folder,
+        socket.socket(socket.AF_UNIX) as silent,
+    ):
+        silent.bind(f"{folder}/silent")
+        silent.listen(0)
+        silent.setblocking(False)
+        os.dup2(silent.fileno(), descriptor, inheritable=False)
 
 
 def stop() -> None:

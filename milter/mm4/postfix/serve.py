@@ -1,8 +1,9 @@
 """`mm4 serve`: the supervisor. It owns the listening sockets and the signals; its children do the work.
 
-TERM: workers answer MAIL with 421, finish what has begun and leave, the responder last. HUP: the file is read and
+TERM: workers accept nobody any more, finish what has begun and leave, the responder last. HUP: the file is read and
 checked, then handed to every child, or the old configuration stays. A child that dies is started again; its sockets
-never close, so a client sees a pause and no refusal. No message is cut; an idle session may be closed with 421.
+never close, so a client sees a pause and no refusal; where systemd holds them, not at a restart either. No message is
+cut; an idle session may be closed with 421.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError
 from ..store.store import Store
 from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import tool
+from .listening import held_by_systemd, listeners
 from .logs import set_up
 from .lookups import check_files
 from .notify import notify
@@ -53,8 +56,9 @@ _FIXED = ("store", "folders", "cdr")
 def serve(path: str) -> int:
     """Run the daemon with the configuration in `path` until TERM. Raises ConfigError, StoreError."""
     set_up()
+    held = held_by_systemd()
     config, text = read_config(path)
-    return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text).run())
+    return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text, held).run())
 
 
 def _own(folder: Path, where: str) -> int:
@@ -72,31 +76,6 @@ def _own(folder: Path, where: str) -> int:
     except OSError as error:
         raise ConfigError(f"{where}: {folder} cannot be locked: {error.strerror}") from None
     return descriptor
-
-
-def _listen(folder: Path, name: str, where: str) -> socket.socket:
-    """A listening socket that outlives its server. Non-blocking: of two processes that wake for one connection
-    the loser would sleep in accept(2) and hear no signal. `where` is the place in the configuration, for errors.
-    """
-    path = folder / name
-    if len(str(path).encode()) > 100:
-        raise ConfigError(f"{where}: {path} is too long for a UNIX socket (100 bytes); choose a shorter folder")
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        # Postfix connects as its own user; tokens are unguessable, the milter refuses strangers by address, and of
-        # fingerprints only Postfix may tell.
-        path.chmod(0o666)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"{where}: cannot make {path}: {error.strerror}; the folder has to exist and be writable "
-            f"for this user (install -d -o mm4 {folder})"
-        ) from None
-    listener.listen(256)
-    listener.setblocking(False)
-    return listener
 
 
 class _Child:
@@ -167,10 +146,11 @@ class _Child:
 class _Supervisor:
     """Sockets, signals, children."""
 
-    def __init__(self, path: str, config: Config, text: str) -> None:
+    def __init__(self, path: str, config: Config, text: str, held: Sequence[socket.socket] = ()) -> None:
         self.path = path
         self.config = config
         self.text = text
+        self.held = held
         self.host = socket.gethostname()
         self.environment = dict(os.environ)
         self.children: list[_Child] = []
@@ -198,16 +178,16 @@ class _Supervisor:
                 raise ConfigError(f"{where}: {error}") from None
             raise StoreError(f"{where}: {error}") from None  # may pass: a full disk, a lock
         names = (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET, FINGERPRINTS_SOCKET)
-        listeners = {name: _listen(sockets, name, here) for name in names}
+        listening = listeners(sockets, names, self.held, here)
         self._expose(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
-        answering = [listeners[name] for name in names if name != MILTER_SOCKET]
+        answering = [listening[name] for name in names if name != MILTER_SOCKET]
         responder = _Child(self, "responder", "mm4.postfix.answerer", answering)
         workers = [
-            _Child(self, f"worker-{i + 1}", "mm4.postfix.worker", [listeners[MILTER_SOCKET]])
+            _Child(self, f"worker-{i + 1}", "mm4.postfix.worker", [listening[MILTER_SOCKET]])
             for i in range(config.service.workers)
         ]
         self.children = [responder, *workers]
@@ -215,16 +195,19 @@ class _Supervisor:
             await self._all_ready()
             notify("READY=1")
             log.info(logline(serving=str(sockets), workers=len(workers), config=self.path))
+            alive = asyncio.create_task(self._say_alive())
             await self._until_stopped()
+            alive.cancel()
         finally:
             notify("STOPPING=1")
             drain = float(self.config.service.drain)
             await asyncio.gather(*(worker.leave(drain) for worker in workers))
             # Last: what the workers let in is acknowledged before we go.
             await responder.leave(0.0)
-            for name, listener in listeners.items():
+            for name, listener in listening.items():
                 listener.close()
-                (sockets / name).unlink(missing_ok=True)
+                if not self.held:
+                    (sockets / name).unlink(missing_ok=True)
             os.close(lock)
             log.info(logline(stopped="yes"))
         return self.failed or 0
@@ -299,18 +282,25 @@ class _Supervisor:
         if answer in done and not child.ready.is_set():
             raise InternalError(f"{child.name}: {answer.result().get('error', 'ended')}")
 
+    async def _say_alive(self) -> None:
+        """Feed systemd's watchdog while every child serves. Four times as often as asked for: one that is being started
+        again just then must not be the end of all.
+        """
+        pause = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6
+        while pause:
+            if all(child.ready.is_set() for child in self.children):
+                notify("WATCHDOG=1")
+            await asyncio.sleep(pause)
+
     async def _until_stopped(self) -> None:
-        watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         while not self.stop.is_set():
             waits = [asyncio.create_task(self.stop.wait()), asyncio.create_task(self.reload.wait())]
-            await asyncio.wait(waits, timeout=watchdog or None, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for task in waits:
                 task.cancel()
             if self.reload.is_set():
                 self.reload.clear()
                 await self._reload()
-            if watchdog and all(child.ready.is_set() for child in self.children):
-                notify("WATCHDOG=1")
 
     async def _reload(self) -> None:
         """HUP: the new configuration everywhere, or the old one everywhere."""

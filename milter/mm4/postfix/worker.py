@@ -1,7 +1,8 @@
 """One milter worker: a child of `mm4 serve` with an inherited listening socket.
 
-A worker that is told to drain answers MAIL with 421, lets every message that has begun come to its verdict, and
-leaves; libmilter's own stop would cut them. Killed at any instant it loses nothing: the client holds no 250 yet.
+A worker that is told to drain accepts nobody any more, lets its sessions end, after a while by 421 at MAIL, and every
+message that has begun come to its verdict; libmilter's own stop would cut them. Killed at any instant it loses nothing:
+the client holds no 250 yet.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from .runtime import EOM_SECONDS, Runtime
 
 __all__ = ["main"]
 
+_SETTLE_SECONDS = 0.5
+"""Time for a session that was accepted to be counted."""
+_FAREWELL_SECONDS = 2.0
+"""Time in which sessions that go on too long hear 421 at their next MAIL: after us they would get 451 at each."""
 _REPLY_SECONDS = 0.2
 """Time for libmilter to write the last reply after our callback has returned."""
 
@@ -76,9 +81,9 @@ def main(descriptor: int) -> int:
                 except Mm4Error as error:
                     say(error=str(error))
             if "drain" in command:
-                _drain(runtime, float(command["drain"]))
+                _drain(runtime, descriptor, float(command["drain"]))
                 return
-        _drain(runtime, 0.0)  # the supervisor is gone
+        _drain(runtime, descriptor, 0.0)  # the supervisor is gone
 
     threading.Thread(target=control, name="control", daemon=True).start()
     say(ready=True)
@@ -89,13 +94,22 @@ def main(descriptor: int) -> int:
     return 70
 
 
-def _drain(runtime: Runtime, seconds: float) -> None:
-    """Leave once no message is open; idle sessions get `seconds` in which a MAIL is answered with 421."""
-    runtime.draining = True
+def _drain(runtime: Runtime, descriptor: int, seconds: float) -> None:
+    """Leave once no session is open. They may go on for `seconds`; then MAIL is 421, and messages come to their end."""
+    milter.accept_nobody(descriptor)
     begun = time.monotonic()
-    while runtime.messages > 0 and time.monotonic() - begun < seconds + EOM_SECONDS:
+
+    def passed() -> float:
+        return time.monotonic() - begun
+
+    time.sleep(_SETTLE_SECONDS)
+    while runtime.connections > 0 and passed() < seconds:
         time.sleep(0.05)
-    while runtime.connections > 0 and time.monotonic() - begun < seconds:
+    runtime.draining = True
+    farewell = seconds + min(seconds, _FAREWELL_SECONDS)
+    while runtime.messages > 0 and passed() < seconds + EOM_SECONDS:
+        time.sleep(0.05)
+    while runtime.connections > 0 and passed() < farewell:
         time.sleep(0.05)
     time.sleep(_REPLY_SECONDS)
     os._exit(0)
