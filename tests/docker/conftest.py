@@ -45,7 +45,7 @@ def _pip() -> tuple[dict[str, Path], dict[str, str]]:
 @pytest.fixture(scope="session")
 def trixie(client: docker.DockerClient) -> str:
     """Name of the image with Debian 13 and all that the tests need; run it with `repository()` as its volumes."""
-    names = ["README.md", "LICENSE", "pyproject.toml", ".ci/setup", "milter/mm4/__init__.py", "postfix"]
+    names = ["README.md", "LICENSE", "pyproject.toml", ".ci/setup", "milter/mm4/__init__.py", "milter/systemd", "postfix"]
     files, arguments = _pip()
     files |= {name: REPOSITORY / name for name in names}
     base = engine.base_image(client, "trixie")

@@ -438,7 +438,14 @@ def _addresses(config: Config, instance: Instance) -> Iterator[Finding]:
 
 def hazards(instance: Instance) -> Iterator[Finding]:
     """What the operator's own settings would do to an ack that is handed to sendmail."""
-    values = instance.values(*_SENDMAIL_HAZARDS, "smtputf8_autodetect_classes")
+    values = instance.values(*_SENDMAIL_HAZARDS, "authorized_submit_users")
+    users = values.get("authorized_submit_users", "static:anyone")
+    if not any(user.startswith("static:") or user == "mm4" for user in users.replace(",", " ").split()):
+        # As postmulti sets it for every instance that it makes.
+        yield Finding(
+            "authorized_submit_users", False, f"authorized_submit_users = {users} lets mm4 hand nothing to sendmail",
+            "submit: smtp in the YAML takes the private line, for which this does not count",
+        )  # fmt: skip
     touched = {name: values[name] for name in _SENDMAIL_HAZARDS if values.get(name)}
     for name, value in touched.items():
         yield Finding(

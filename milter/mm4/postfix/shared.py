@@ -62,7 +62,8 @@ def shared_tables(config: Config, instance: Instance, line: Service) -> dict[str
     Raises PostfixError where the operator's own smtpd_milter_maps cannot be repeated for a network.
     """
     ours = (
-        f"{{ unix:{PurePath(config.folders.sockets).name}/milter.sock, default_action=tempfail, content_timeout=60s }}"
+        f"{{ unix:{PurePath(config.folders.sockets).name}/milter.sock, default_action=tempfail, connect_timeout=60s, "
+        "content_timeout=60s }"
     )
     networks = {network: name for name, peer in config.peers.items() for network in peer.networks}
     ordered = sorted(networks, key=lambda n: (n.version, -n.prefixlen, int(n.network_address)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -172,11 +173,12 @@ def test_lines_put_in_by_hand_are_named(operator: Operator) -> None:
         wire(operator)
 
 
-def test_sendmail_where_a_setting_would_change_an_ack_is_refused(operator: Operator) -> None:
+@pytest.mark.parametrize("setting", ["non_smtpd_milters = $dkim_milter", "authorized_submit_users = !mm4, root"])
+def test_sendmail_where_a_setting_would_change_or_refuse_an_ack_is_refused(operator: Operator, setting: str) -> None:
     with (
         edited(operator.yaml, lambda text: text.replace("submit: smtp\n", "submit: sendmail\n")),
-        edited(operator.etc / "main.cf", lambda text: text + "non_smtpd_milters = $dkim_milter\n"),
-        pytest.raises(PostfixError, match=r"main\.cf:\d+: non_smtpd_milters = \$dkim_milter: .*\n  change: submit: smtp"),
+        edited(operator.etc / "main.cf", lambda text: text + f"{setting}\n"),
+        pytest.raises(PostfixError, match=rf"main\.cf:\d+: {re.escape(setting)}: .*\n  change: submit: smtp"),
     ):
         wire(operator)
 
@@ -208,11 +210,11 @@ def test_what_a_shared_line_cannot_give_is_refused(operator: Operator, case: str
 def test_milters_of_the_operator_that_change_are_told(operator: Operator) -> None:
     wire(operator, "clients")
     rows = (operator.etc / "mm4" / "milters").read_text()
-    assert "127.0.0.21/32\t{ unix:mm4/milter.sock, default_action=tempfail, content_timeout=60s }, { unix:signer.sock, " in rows
+    assert "127.0.0.21/32\t{ unix:mm4/milter.sock, default_action=tempfail, connect_timeout=60s, content_timeout=60s }, { unix:signer.sock, " in rows
     with edited(operator.etc / "main.cf", lambda text: text.replace("dkim_milter = unix:signer.sock", "dkim_milter = inet:[::1]:8891")):
         outcome = wire(operator, None, dry=True)
         assert outcome.changed == [str(operator.etc / "mm4" / "milters")]
-        assert "+127.0.0.21/32\t{ unix:mm4/milter.sock, default_action=tempfail, content_timeout=60s }, { inet:[::1]:8891," in outcome.diff
+        assert "+127.0.0.21/32\t{ unix:mm4/milter.sock, default_action=tempfail, connect_timeout=60s, content_timeout=60s }, { inet:[::1]:8891," in outcome.diff
     unwire(operator)
 
 
