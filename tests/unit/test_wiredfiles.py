@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mm4.gateway.config import Config
 from mm4.postfix import maincf, mastercf
 from mm4.postfix.cftext import block_of, insert_block, list_items, logical_lines, remove_block
-from mm4.postfix.master import unit_of
+from mm4.postfix.master import in_foreground, unit_of
 from mm4.postfix.obstacles import Mode
 from mm4.postfix.shared import shared_line
 from mm4.postfix.wiredfiles import members_of, undone, wired
@@ -258,3 +258,16 @@ def _read_by_postfix(main: str) -> dict[str, str] | None:
 )
 def test_the_unit_of_postfix_is_known_by_its_cgroup(cgroup: str, unit: str | None) -> None:
     assert unit_of(cgroup) == unit
+
+
+@pytest.mark.parametrize(
+    ("command", "foreground"),
+    [
+        (b"/usr/lib/postfix/sbin/master\0-w\0", False),
+        (b"/usr/lib/postfix/sbin/master\0-c\0/etc/postfix-s\0", False),
+        (b"/usr/lib/postfix/sbin/master\0-s\0", True),
+        (b"/usr/lib/postfix/sbin/master\0-i\0", True),
+    ],
+)
+def test_a_postfix_in_the_foreground_is_known_by_its_command(command: bytes, foreground: bool) -> None:
+    assert in_foreground(command) is foreground

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..protocol.errors import PostfixError
 from .instance import Instance, tool
 
-__all__ = ["Master", "unit_of"]
+__all__ = ["Master", "in_foreground", "unit_of"]
 
 _UNIT = re.compile(r"/(postfix(?:@[^/]+)?\.service)$", re.MULTILINE)
 _SECONDS = 60.0
@@ -25,6 +25,11 @@ def unit_of(cgroup: str) -> str | None:
     """The systemd unit of Postfix that /proc/PID/cgroup names; None for a session, a container, a test."""
     match = _UNIT.search(cgroup)
     return match[1] if match else None
+
+
+def in_foreground(command: bytes) -> bool:
+    """Whether a master with this /proc/PID/cmdline was started by `postfix start-fg`: with -i as process 1, else -s."""
+    return not {b"-i", b"-s"}.isdisjoint(command.split(b"\0"))
 
 
 class Master:
@@ -51,15 +56,15 @@ class Master:
     def restart(self) -> str:
         """Stop and start it, by its systemd unit where it has one of its own; what was done. Raises PostfixError.
 
-        As process 1 of a container it can only be reloaded: the container would end with it.
+        One that somebody keeps in the foreground, as in a container, can only be reloaded: he would end with it.
         """
         pid = self.pid()
-        if pid == 1:
-            self.instance.reload()
-            return "reload (restart the container: Postfix is its first process)"
         unit = self._unit(pid) if pid else None
         if unit and self._run("systemctl", "restart", unit) is None:
             return f"systemctl restart {unit}"
+        if pid and in_foreground(self._command(pid)):
+            self.instance.reload()
+            return "reload (it runs in the foreground: for another address in inet_interfaces restart the container)"
         folder = str(self.instance.folder)
         if pid and (said := self._run(tool("postfix"), "-c", folder, "stop")):
             raise PostfixError(f"postfix -c {folder} stop: {said}")
@@ -77,6 +82,15 @@ class Master:
             alone = not self.instance.values("multi_instance_directories").get("multi_instance_directories")
             return unit if unit is None or "@" in unit or alone else None
         return None
+
+    def _command(self, pid: int) -> bytes:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            raise PostfixError(
+                f"Postfix runs on the queue of {self.instance.folder}, but not here (no process {pid}): is that queue "
+                "another container's?"
+            ) from None
 
     @staticmethod
     def _run(*command: str) -> str | None:
