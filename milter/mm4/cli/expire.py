@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
@@ -25,14 +25,14 @@ def expire(config_file: str, as_json: bool, dry_run: bool) -> int:
     """
     from ..postfix.expiry import Fate  # noqa: PLC0415 - loads the store
     from ..postfix.expiry import expire as run  # noqa: PLC0415
+    from ..postfix.hostname import host_of  # noqa: PLC0415
     from ..postfix.instance import Instance  # noqa: PLC0415
     from ..store.store import Store  # noqa: PLC0415
 
     config, _ = read_config(config_file)
     with Store.open(config.store, migrate=False, read_only=dry_run) as store:
-        found = run(
-            Instance(config.folders.postfix), store, socket.gethostname(), datetime.now(UTC), dry_run=dry_run
-        )
+        host = host_of(Path(config.folders.state))
+        found = run(Instance(config.folders.postfix), store, host, datetime.now(UTC), dry_run=dry_run)
     if as_json:
         for one in found:
             echo_json(one.as_json())

@@ -29,6 +29,7 @@ from ..gateway.logline import logline
 from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError, StoreError
 from ..store.store import Store
 from .fingerprints import FINGERPRINTS_SOCKET
+from .hostname import keep_host
 from .instance import tool
 from .listening import held_by_systemd, listeners
 from .logs import set_up
@@ -151,7 +152,7 @@ class _Supervisor:
         self.config = config
         self.text = text
         self.held = held
-        self.host = socket.gethostname()
+        self.host = ""
         self.environment = dict(os.environ)
         self.children: list[_Child] = []
         self.stop = asyncio.Event()
@@ -245,6 +246,7 @@ class _Supervisor:
             metrics = state / "metrics"
             shutil.rmtree(metrics, ignore_errors=True)
             metrics.mkdir()
+            self.host = keep_host(state)
         except OSError as error:
             raise ConfigError(f"{self._place('folders.state')}: {state} cannot be used: {error.strerror}") from None
         self.environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
