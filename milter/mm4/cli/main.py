@@ -26,6 +26,7 @@ _COMMANDS = {
     "init": ("init", "Ask a few questions and write a first configuration."),
     "config": ("config", "Show the effective configuration, or the documented example."),
     "check": ("check", "Check configuration, store, sockets and Postfix; print what is wrong and what mends it."),
+    "health": ("health", "Whether milter, responder and Postfix answer now."),
     "lint": ("lint", "Read PDUs and say what they break, and what mends it."),
     "explain": ("explain", "Say what the gateway would do with a message. No side effect."),
     "route": ("route", "Say where a number goes, and which rule says so."),

@@ -18,9 +18,7 @@ from collections import OrderedDict
 from ..gateway.identity import Client
 from ..protocol.errors import InternalError
 
-__all__ = ["FINGERPRINTS_SOCKET", "Fingerprints", "fingerprint_of_client"]
-
-FINGERPRINTS_SOCKET = "fingerprints.sock"
+__all__ = ["Fingerprints", "fingerprint_of_client"]
 
 _SECONDS = 5.0
 """Longest wait for an answer from the process beside us."""

@@ -22,9 +22,10 @@ import Milter
 from ..gateway.logline import logline
 from ..gateway.verdict import Action, Verdict
 from ..protocol.errors import InternalError, Reply
-from .fingerprints import FINGERPRINTS_SOCKET, fingerprint_of_client
+from .fingerprints import fingerprint_of_client
 from .runtime import Runtime
 from .session import Session
+from .sockets import FINGERPRINTS_SOCKET
 
 __all__ = ["accept_nobody", "connection_class", "libmilter_version", "serve"]
 

@@ -12,102 +12,35 @@ import smtplib
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 from ..gateway.config import Config
 from ..gateway.entries import IPNetwork
 from ..gateway.identity import pinned
-from .fingerprints import FINGERPRINTS_SOCKET
 from .instance import Instance
-from .serve import MILTER_SOCKET, RESPONDER_SOCKET
+from .sockets import (
+    FINGERPRINTS_SOCKET,
+    MILTER_SOCKET,
+    RESPONDER_SOCKET,
+    Probe,
+    connected,
+    greeting,
+    negotiate,
+    options,
+    question,
+    receive,
+    send,
+)  # fmt: skip
 
 __all__ = ["Probe", "as_peer", "cannot_bind", "converse", "deliver", "listeners", "source_in"]
 
-_OPTNEG = b"O"
 _SECONDS = 30.0
 """Longest wait for one reply: a milter that does not answer is given up by Postfix after as long."""
 _STEPS = ((b"C", 0x1, 0x1000), (b"M", 0x4, 0x4000), (b"R", 0x8, 0x8000))
 """Milter commands with the protocol flags that say `do not send it` and `I do not answer it` (SMFIP_NO*, _NR_*)."""
 _VERDICTS = {b"c": "250 continue", b"a": "250 accept", b"d": "250 discard", b"r": "550 reject", b"t": "451 tempfail"}
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One question: what was asked, whether the answer is good, and what was said."""
-
-    probe: str
-    ok: bool
-    said: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `mm4 postfix wire --json` prints."""
-        return asdict(self)
-
-
-@contextlib.contextmanager
-def _connected(path: Path, seconds: float = 5.0) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(seconds)
-        client.connect(str(path))
-        yield client
-
-
-def _send(client: socket.socket, command: bytes, data: bytes = b"") -> None:
-    client.sendall(struct.pack("!I", len(data) + 1) + command + data)
-
-
-def _receive(client: socket.socket) -> tuple[bytes, bytes]:
-    def exactly(count: int) -> bytes:
-        got = b""
-        while len(got) < count:
-            part = client.recv(count - len(got))
-            if not part:
-                raise OSError("it hung up")
-            got += part
-        return got
-
-    (size,) = struct.unpack("!I", exactly(4))
-    if not 0 < size < 1 << 20:
-        raise OSError("it is no milter")
-    packet = exactly(size)
-    return packet[:1], packet[1:]
-
-
-def _options(client: socket.socket) -> int:
-    """Negotiate; the protocol flags that the milter asks for."""
-    _send(client, _OPTNEG, struct.pack("!III", 6, 0x1FF, 0x1FFFFF))
-    answer, data = _receive(client)
-    if answer != _OPTNEG or len(data) < 12:
-        raise OSError("it is no milter")
-    return int(struct.unpack("!III", data[:12])[2])
-
-
-def negotiate(path: Path) -> None:
-    """The milter protocol's option negotiation: a connect alone would also succeed with nobody behind the socket.
-
-    Raises OSError.
-    """
-    with _connected(path) as client:
-        _options(client)
-
-
-def greeting(path: Path) -> None:
-    """The responder's LMTP greeting. Raises OSError."""
-    with _connected(path) as client:
-        if not client.recv(3).startswith(b"220"):
-            raise OSError("no LMTP greeting")
-
-
-def question(path: Path) -> None:
-    """The table of fingerprints, asked as the milter asks, of a client that nobody is. Raises OSError."""
-    with _connected(path) as client:
-        client.sendall(b"request=fingerprint\n\n")
-        if not client.recv(7).startswith(b"unknown"):
-            raise OSError("it knows no fingerprints")
 
 
 def listeners(config: Config) -> list[tuple[Path, Callable[[Path], None]]]:
@@ -131,24 +64,24 @@ def as_peer(path: Path, address: str, mail_from: str, rcpt: str | None) -> list[
         *([f"<{rcpt}>\0".encode()] if rcpt else []),
     ]
     replies = []
-    with _connected(path, _SECONDS) as client:
-        wanted = _options(client)
+    with connected(path, _SECONDS) as client:
+        wanted = options(client)
         for (command, unwanted, silent), data in zip(_STEPS, said, strict=False):
             if wanted & unwanted:
                 continue
-            _send(client, command, data)
+            send(client, command, data)
             if wanted & silent:
                 continue
-            answer, text = _receive(client)
+            answer, text = receive(client)
             while answer == b"p":  # it works on it
-                answer, text = _receive(client)
+                answer, text = receive(client)
             reply = text.rstrip(b"\0").decode("utf-8", "replace") if answer == b"y" else _VERDICTS.get(answer, "?")
             if command != b"C":
                 replies.append(reply)
             if not reply.startswith("2"):
                 break
-        _send(client, b"A")
-        _send(client, b"Q")
+        send(client, b"A")
+        send(client, b"Q")
     return replies
 
 

@@ -28,7 +28,6 @@ from ..gateway.configfile import place
 from ..gateway.logline import logline
 from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError, StoreError
 from ..store.store import Store
-from .fingerprints import FINGERPRINTS_SOCKET
 from .hostname import keep_host
 from .instance import tool
 from .listening import held_by_systemd, listeners
@@ -36,14 +35,11 @@ from .logs import set_up
 from .lookups import check_files
 from .notify import notify
 from .settings import read_config
+from .sockets import FINGERPRINTS_SOCKET, MAILDIR_SOCKET, MILTER_SOCKET, RESPONDER_SOCKET
 
-__all__ = ["MAILDIR_SOCKET", "MILTER_SOCKET", "RESPONDER_SOCKET", "serve"]
+__all__ = ["serve"]
 
 log = logging.getLogger("mm4.serve")
-
-MILTER_SOCKET = "milter.sock"
-RESPONDER_SOCKET = "responder.sock"
-MAILDIR_SOCKET = "maildir.sock"
 
 START_SECONDS = 30.0
 STOP_SECONDS = 45.0

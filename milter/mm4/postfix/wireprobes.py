@@ -20,8 +20,8 @@ from .cftext import list_items
 from .instance import Instance
 from .mastercf import services_of
 from .probes import Probe, as_peer, converse, source_in
-from .serve import MILTER_SOCKET
 from .shared import shared_line
+from .sockets import MILTER_SOCKET
 
 __all__ = ["link_probes", "mailbox_of", "ordinary_line", "reachable_within"]
 
