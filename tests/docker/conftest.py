@@ -10,6 +10,7 @@ from pathlib import Path
 
 import docker
 import pytest
+from docker.utils.build import exclude_paths
 
 import engine
 import hosts
@@ -50,6 +51,16 @@ def trixie(client: docker.DockerClient) -> str:
     files |= {name: REPOSITORY / name for name in names}
     base = engine.base_image(client, "trixie")
     return engine.build(client, "mm4-tests:trixie", REPOSITORY / "tests/docker/Dockerfile", files, BASE=base, **arguments)
+
+
+@pytest.fixture(scope="session")
+def gateway(client: docker.DockerClient) -> str:
+    """Name of the image that this checkout's Dockerfile makes on Debian 13, of what .dockerignore lets through."""
+    ignored = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    files, arguments = _pip()
+    files |= {name: REPOSITORY / name for name in exclude_paths(str(REPOSITORY), ignored) if (REPOSITORY / name).is_file()}
+    base = engine.base_image(client, "trixie")
+    return engine.build(client, "mm4-gateway-test:trixie", REPOSITORY / "Dockerfile", files, BASE=base, **arguments)
 
 
 class Suite:
