@@ -58,7 +58,7 @@ RUN groupadd --system --gid 925 postfix \
  && install -d -m 0750 -o root -g mm4 /etc/mm4 \
  && install -d -m 0750 -o mm4 -g mm4 /var/lib/mm4
 COPY --from=needs /opt/mm4 /opt/mm4
-COPY container/gateway /usr/local/bin/gateway
+COPY milter/container/gateway /usr/local/bin/gateway
 COPY --from=build /mm4/gateway /opt/mm4
 RUN ln -s /opt/mm4/bin/mm4 /usr/local/bin/mm4
 LABEL org.opencontainers.image.title="mm4" \
