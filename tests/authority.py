@@ -20,6 +20,18 @@ from harness import SECONDS, wait_for
 
 __all__ = ["Authority", "Dovecot"]
 
+# The first line of dovecot.conf, and where logins are: 2.3 of Debian 12, and from 2.4 of Debian 13 on.
+_OLD = (
+    "",
+    "passdb {\n  driver = passwd-file\n  args = @users@\n}\n"
+    "userdb {\n  driver = static\n  args = uid=65534 gid=65534 home=/nonexistent\n}\n",
+)
+_NEW = (
+    "dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n",
+    "passdb passwd-file {\n  passwd_file_path = @users@\n}\n"
+    "userdb static {\n  fields {\n    uid = 65534\n    gid = 65534\n    home = /nonexistent\n  }\n}\n",
+)
+
 
 class Authority:
     """A certification authority in `folder`, and certificates by name: NAME.pem and NAME.key."""
@@ -80,21 +92,23 @@ class Dovecot:
         self.socket = self.folder / "auth"
         (self.folder / "users").write_text("".join(f"{name}:{{PLAIN}}{word}\n" for name, word in passwords.items()))
         account, group = pwd.getpwnam("postfix"), grp.getgrnam("postfix")
+        program = shutil.which("dovecot", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        assert program, "dovecot is not on this host: .ci/setup installs it"
+        self.program = program
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+        first, databases = _OLD if version.startswith("2.3.") else _NEW
         (self.folder / "dovecot.conf").write_text(
-            f"base_dir = {self.folder}/run\nstate_dir = {self.folder}/state\nlog_path = {self.folder}/log\n"
+            f"{first}base_dir = {self.folder}/run\nstate_dir = {self.folder}/state\nlog_path = {self.folder}/log\n"
             "protocols =\nlisten = 127.0.0.1\nssl = no\nauth_mechanisms = plain login\nauth_verbose = yes\n"
-            f"passdb {{\n  driver = passwd-file\n  args = {self.folder}/users\n}}\n"
-            "userdb {\n  driver = static\n  args = uid=65534 gid=65534 home=/nonexistent\n}\n"
+            f"{databases.replace('@users@', f'{self.folder}/users')}"
             f"service auth {{\n  unix_listener {self.socket} {{\n"
             f"    mode = 0660\n    user = {account.pw_name}\n    group = {group.gr_name}\n  }}\n}}\n"
         )
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Dovecot:
-        program = shutil.which("dovecot", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        assert program, "dovecot is not on this host: .ci/setup installs it"
         self.process = subprocess.Popen(
-            [program, "-F", "-c", str(self.folder / "dovecot.conf")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [self.program, "-F", "-c", str(self.folder / "dovecot.conf")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         wait_for(self._ready, "Dovecot's socket")
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import email
+import errno
 import itertools
 import json
 import os
@@ -69,9 +70,14 @@ def free_port(address: str = LOCAL) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
         port = next(_PORTS[worker])
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.bind((address, port))
-            return port
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise  # this host has no such address, on no port
+            else:
+                return port
 
 
 def mm4(*arguments: str, check: bool = True, timeout: float = 60, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:

@@ -269,4 +269,5 @@ def test_after_an_orderly_stop_every_ack_comes_once(link: Neighbours, what: str)
         # What was submitted counts, by its queue id: the stop also cuts Postfix's own client short, and what that has
         # sent but not noted it sends again.
         submitted = {_queue_id(mail) for mail in answers[name]}
-        assert 1 <= len(submitted) <= 1 + unsure
+        log = [line for line in link.gateway.log().splitlines() if name in line or any(one in line for one in submitted)]
+        assert 1 <= len(submitted) <= 1 + unsure, "\n".join(log)

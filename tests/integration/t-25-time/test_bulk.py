@@ -138,7 +138,7 @@ def test_ten_thousand_overdue_at_once_come_once_each_and_keep_nobody_waiting(lin
     assert {json.loads(line)["token"] for line in listed} == set(lying["once"].values())
     assert len(listed) == NUMBER_OF["once"]
     print(f"stats and list in {time.monotonic() - asked:.1f} s")
-    assert time.monotonic() - asked < 20
+    assert time.monotonic() - asked < 60
 
 
 def _told(delays: list[int]) -> str:
