@@ -26,6 +26,7 @@ from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
+from .attempts import SUBMIT_SECONDS
 from .backlog import read_backlog
 from .cdr import start_cdr_writer
 from .control import say
@@ -44,8 +45,11 @@ __all__ = ["main"]
 
 log = logging.getLogger("mm4.responder")
 
-DRAIN_SECONDS = 10.0
-"""Time for running deliveries to end; Postfix keeps what is cut and brings it again."""
+DRAIN_SECONDS = SUBMIT_SECONDS + 5.0
+"""Time for running deliveries to end: longer than one submission, which would come twice if it were cut after Postfix
+took it. Postfix keeps what is cut and brings it again."""
+_CLOSE_SECONDS = 10.0
+"""Time for the submitters to hang up. Both together are less than the supervisor's STOP_SECONDS."""
 
 
 class _CurrentSubmitter:
@@ -169,7 +173,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int, fingerprint
     if ending is not None:
         await ending
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(submitter.inner.close(), copier.inner.close()), DRAIN_SECONDS)
+        await asyncio.wait_for(asyncio.gather(submitter.inner.close(), copier.inner.close()), _CLOSE_SECONDS)
     responder.close()
     maildir.close()
     store.close()
