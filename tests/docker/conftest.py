@@ -66,8 +66,10 @@ def gateway(client: docker.DockerClient) -> str:
 class Suite:
     """One Debian: what a host and an installation there need."""
 
-    def __init__(self, name: str, image: str, wheels: Path) -> None:
+    def __init__(self, name: str, image: str, wheels: Path, version: str) -> None:
         self.name = name
+        self.version = version
+        """The version of mm4 in this checkout."""
         self.image = image
         """Runs as a host: systemd, Postfix, sshd (tests/docker/hosts.py)."""
         self.wheels = wheels
@@ -108,7 +110,7 @@ class Suites:
         folder.mkdir()
         wheels = hosts.unpack_wheels(self._client, builder, folder)
         shutil.copy(self.wheel, wheels)
-        return Suite(name, image, wheels)
+        return Suite(name, image, wheels, self.wheel.name.split("-")[1])
 
 
 @pytest.fixture(scope="session")
