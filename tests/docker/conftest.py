@@ -99,9 +99,8 @@ class Suites:
         return self._wheel
 
     def _make(self, name: str) -> Suite:
-        names = ["README.md", "LICENSE", "pyproject.toml", "milter/mm4/__init__.py", "milter/systemd", "postfix"]
         files, arguments = _pip()
-        files |= {entry: REPOSITORY / entry for entry in names if (REPOSITORY / entry).exists()}
+        files["pyproject.toml"] = REPOSITORY / "pyproject.toml"
         base = engine.base_image(self._client, name)
         dockerfile = REPOSITORY / "tests/docker/host/Dockerfile"
         image = engine.build(self._client, f"mm4-host:{name}", dockerfile, files, target="host", BASE=base)
