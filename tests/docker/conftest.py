@@ -66,8 +66,10 @@ def gateway(client: docker.DockerClient) -> str:
 class Suite:
     """One Debian: what a host and an installation there need."""
 
-    def __init__(self, name: str, image: str, wheels: Path) -> None:
+    def __init__(self, name: str, image: str, wheels: Path, version: str) -> None:
         self.name = name
+        self.version = version
+        """The version of mm4 in this checkout."""
         self.image = image
         """Runs as a host: systemd, Postfix, sshd (tests/docker/hosts.py)."""
         self.wheels = wheels
@@ -97,9 +99,8 @@ class Suites:
         return self._wheel
 
     def _make(self, name: str) -> Suite:
-        names = ["README.md", "LICENSE", "pyproject.toml", "milter/mm4/__init__.py", "milter/systemd", "postfix"]
         files, arguments = _pip()
-        files |= {entry: REPOSITORY / entry for entry in names if (REPOSITORY / entry).exists()}
+        files["pyproject.toml"] = REPOSITORY / "pyproject.toml"
         base = engine.base_image(self._client, name)
         dockerfile = REPOSITORY / "tests/docker/host/Dockerfile"
         image = engine.build(self._client, f"mm4-host:{name}", dockerfile, files, target="host", BASE=base)
@@ -108,7 +109,7 @@ class Suites:
         folder.mkdir()
         wheels = hosts.unpack_wheels(self._client, builder, folder)
         shutil.copy(self.wheel, wheels)
-        return Suite(name, image, wheels)
+        return Suite(name, image, wheels, self.wheel.name.split("-")[1])
 
 
 @pytest.fixture(scope="session")
