@@ -1,6 +1,8 @@
 # What a developer types. `make setup` is quick where everything is there already, so the others ask for it.
 
 VENV = .venv/bin
+# In the order of the files, so that the longest, test_debian13, begins early.
+IN_CONTAINERS = $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests/docker
 
 .PHONY: help setup demo test test-docker test-fast bench lint
 
@@ -8,7 +10,7 @@ help:
 	@echo "make setup      Debian packages that are missing, and .venv with everything"
 	@echo "make demo       two operators on loopback exchange an MMS (root)"
 	@echo "make test       all tests; those with a private Postfix need root"
-	@echo "make test-docker  the tests on Debian 13, in a container (root)"
+	@echo "make test-docker  the tests in containers: Debian 12 and 13, systemd, Ansible, the image (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
 	@echo "make bench      messages a second beside a Postfix without a milter (root)"
 	@echo "make lint       ruff and mypy"
@@ -22,11 +24,11 @@ demo:
 
 test: setup
 	$(VENV)/python -m pytest -n 3 --dist loadfile --ignore tests/docker
-	$(VENV)/python -m pytest tests/docker
+	$(IN_CONTAINERS)
 
 test-docker: export MM4_DOCKER = 1
 test-docker: setup
-	$(VENV)/python -m pytest tests/docker
+	$(IN_CONTAINERS)
 
 test-fast: setup
 	$(VENV)/python -m pytest -n 4 -m "not slow" tests/unit tests/corpus

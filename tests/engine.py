@@ -44,8 +44,7 @@ def answering(url: str | None = None) -> docker.DockerClient | None:
 @contextlib.contextmanager
 def own_engine() -> Iterator[docker.DockerClient]:
     """An engine of our own, up for as long as any test run uses it. Raises AssertionError with its log."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mm4-docker"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _cache()
     with (folder / "users").open("w") as users:
         with _alone(folder):
             client = answering(f"unix://{folder}/socket") or _start(folder)
@@ -59,9 +58,24 @@ def own_engine() -> Iterator[docker.DockerClient]:
                 _stop(int((folder / "pid").read_text()))
 
 
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mm4-docker"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _making(name: str) -> Iterator[None]:
+    """One process at a time makes the image `name`; the next finds it made."""
+    folder = _cache()
+    with (folder / f"making-{name.replace(':', '-')}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -90,8 +104,13 @@ def _stop(pid: int) -> None:
 def base_image(client: docker.DockerClient, suite: str) -> str:
     """The name of a minimal Debian; made by debootstrap from the mirror of this machine's apt where it is not there."""
     name = f"mm4-debian:{suite}"
-    if _image(client, name):
-        return name
+    with _making(name):
+        if not _image(client, name):
+            _bootstrap(client, name, suite)
+    return name
+
+
+def _bootstrap(client: docker.DockerClient, name: str, suite: str) -> None:
     sites = _run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
     mirror = re.search(r"^\S+/debian/?$", sites, re.MULTILINE)
     assert mirror, f"no Debian mirror in apt's configuration, which has: {' '.join(sites.split())}"
@@ -103,7 +122,6 @@ def base_image(client: docker.DockerClient, suite: str) -> str:
         with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
             client.api.import_image_from_stream(tar.stdout, *name.split(":"))
         assert tar.returncode == 0
-    return name
 
 
 def build(
@@ -119,17 +137,18 @@ def build(
         for path, source in {**files, "Dockerfile": dockerfile}.items():
             tar.add(source.resolve(), path)
     context.seek(0)
-    old = _image(client, name)
-    try:
-        new, _ = client.images.build(
-            fileobj=context, custom_context=True, tag=name, target=target, buildargs=arguments, rm=True, forcerm=True
-        )
-    except BuildError as error:
-        said = "".join(line.get("stream", "") for line in error.build_log)
-        raise AssertionError(f"{name}: {error.msg}\n{said[-6000:]}") from error
-    if old and old.id != new.id:
-        with contextlib.suppress(APIError):  # in use by another test run
-            client.images.remove(old.id)
+    with _making(name):
+        old = _image(client, name)
+        try:
+            new, _ = client.images.build(
+                fileobj=context, custom_context=True, tag=name, target=target, buildargs=arguments, rm=True, forcerm=True
+            )
+        except BuildError as error:
+            said = "".join(line.get("stream", "") for line in error.build_log)
+            raise AssertionError(f"{name}: {error.msg}\n{said[-6000:]}") from error
+        if old and old.id != new.id:
+            with contextlib.suppress(APIError):  # in use by another test run
+                client.images.remove(old.id)
     return name
 
 

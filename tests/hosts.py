@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -118,10 +119,14 @@ def run_arguments(client: docker.DockerClient) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def host(client: docker.DockerClient, image: str, name: str, key: Key | None = None, **more: Any) -> Iterator[Host]:
-    """A host called `name` that has booted; gone at the end. `key` lets its owner in as root by ssh."""
+    """A host called `name` that has booted; gone at the end. `key` lets its owner in as root by ssh.
+
+    The container's own name is longer, so that another run on this engine does not have it too.
+    """
     arguments = run_arguments(client)
     arguments["volumes"] = {**arguments.get("volumes", {}), **more.pop("volumes", {})}
-    container = client.containers.run(image, name=name, hostname=more.pop("hostname", name), **arguments, **more)
+    own = f"{name}-{secrets.token_hex(3)}"
+    container = client.containers.run(image, name=own, hostname=more.pop("hostname", name), **arguments, **more)
     try:
         it = Host(container)
         it.boot()

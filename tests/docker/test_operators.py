@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from harness import forward_req, headers_of, wait_for
 from operators import MM4_PORT, Inventory, Network, Stream, delivered, rows
 
 from .conftest import Suites
+
+pytestmark = pytest.mark.skipif(not find_spec("ansible"), reason="the extra `ansible` is not installed: make test-docker")
 
 A, B, C = 11, 12, 13
 """Numbers of their addresses in the network."""
