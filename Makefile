@@ -1,8 +1,9 @@
 # What a developer types. `make setup` is quick where everything is there already, so the others ask for it.
 
 VENV = .venv/bin
-# In the order of the files, so that the longest, test_debian13, begins early.
-IN_CONTAINERS = $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests/docker
+# In this order: the images for the containers and what takes long first, the many small ones last.
+HERE = tests/docker/test_images.py tests/integration tests/corpus tests/unit
+IN_CONTAINERS = $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/docker
 
 .PHONY: help setup demo test test-docker test-fast bench lint
 
@@ -23,7 +24,7 @@ demo:
 	$(VENV)/mm4 demo
 
 test: setup
-	$(VENV)/python -m pytest -n 3 --dist loadfile --ignore tests/docker
+	$(VENV)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 15 $(HERE)
 	$(IN_CONTAINERS)
 
 test-docker: export MM4_DOCKER = 1

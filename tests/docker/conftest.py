@@ -63,6 +63,13 @@ def gateway(client: docker.DockerClient) -> str:
     return engine.build(client, "mm4-gateway-test:trixie", REPOSITORY / "Dockerfile", files, BASE=base, **arguments)
 
 
+@pytest.fixture(scope="session")
+def names(client: docker.DockerClient) -> str:
+    """Name of the image with a name server."""
+    dockerfile = REPOSITORY / "tests/docker/names/Dockerfile"
+    return engine.build(client, "mm4-names:bookworm", dockerfile, {}, BASE=engine.base_image(client, "bookworm"))
+
+
 class Suite:
     """One Debian: what a host and an installation there need."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -36,7 +37,7 @@ def typed(host: hosts.Host, block: str) -> hosts.Said:
     return host.run(f"cd /root && set -eux\n{BLOCKS[block]}", PIP_NO_INDEX="1", PIP_FIND_LINKS="/root/wheels")
 
 
-def test_the_page_leads_from_a_postfix_to_a_gateway_and_back(host: hosts.Host, suites: Suites) -> None:
+def test_the_page_leads_from_a_postfix_to_a_gateway_and_back(host: hosts.Host, suites: Suites, tmp_path: Path) -> None:
     assert set(BLOCKS) == {"install", "configure", "start", "upgrade", "rollback", "remove"}
     before = host.run(FILES)
 
@@ -50,7 +51,7 @@ def test_the_page_leads_from_a_postfix_to_a_gateway_and_back(host: hosts.Host, s
 
     old, new = re.findall(r"(?m)^version=(.*)$", BLOCKS["install"] + BLOCKS["upgrade"])
     assert old == suites.wheel.name.split("-")[1]
-    made = hosts.wheel(suites("bookworm").wheels, new)
+    made = hosts.wheel(tmp_path, new)
     host.put("/root/" + made.name, made.read_bytes())
     typed(host, "upgrade")
     assert new in host.run("mm4 --version")

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import json
 import secrets
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,6 @@ import docker
 import pytest
 import trustme
 
-import engine
 import hosts
 import operators
 from harness import forward_req, headers_of, wait_for
@@ -49,15 +49,15 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(client: docker.DockerClient, suites: Suites, key: hosts.Key, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    client: docker.DockerClient, suites: Suites, names: str, key: hosts.Key, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("operators")
     bookworm, trixie = suites("bookworm"), suites("trixie")
     new = f"{bookworm.version}.post1"
-    for suite in (bookworm, trixie):
-        hosts.wheel(suite.wheels, new)
-    names = engine.build(
-        client, "mm4-names:bookworm", Path(__file__).parent / "names/Dockerfile", {}, BASE=engine.base_image(client, "bookworm")
-    )
+    wheels = {suite.name: Path(shutil.copytree(suite.wheels, folder / suite.name)) for suite in (bookworm, trixie)}
+    for own in wheels.values():
+        hosts.wheel(own, new)
     run = f"mm4-{secrets.token_hex(3)}"
     authority = trustme.CA()
     with contextlib.ExitStack() as stack:
@@ -80,9 +80,9 @@ def world(client: docker.DockerClient, suites: Suites, key: hosts.Key, tmp_path_
         plain_peer(c, chains["c"], authority)
         common = {"mm4_version": bookworm.version}
         inventory = Inventory(folder, key, {
-            "a": {"ansible_host": addresses["a"], "mm4_wheelhouse": str(bookworm.wheels), **common,
+            "a": {"ansible_host": addresses["a"], "mm4_wheelhouse": str(wheels["bookworm"]), **common,
                   **deployed(operator_a(addresses, network.here, resolver), chains["a"], authority)},
-            "b": {"ansible_host": addresses["b"], "mm4_wheelhouse": str(trixie.wheels), **common,
+            "b": {"ansible_host": addresses["b"], "mm4_wheelhouse": str(wheels["trixie"]), **common,
                   **deployed(operator_b(addresses, network.here), chains["b"], authority)},
         })  # fmt: skip
         inventory.play("deploy")

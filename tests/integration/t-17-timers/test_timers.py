@@ -80,7 +80,8 @@ class Late(Link):
         return [event["what"] for event in self.traced(identifier)[0]["events"]]
 
     def reaches(self, identifier: str, state: str) -> None:
-        wait_for(lambda: set(self.states(identifier).values()) == {state}, f"{identifier} is {state}")
+        # A token that was put off on a busy machine comes back with a run of the queue, after a minute.
+        wait_for(lambda: set(self.states(identifier).values()) == {state}, f"{identifier} is {state}", 3 * SECONDS)
 
     @property
     def spool(self) -> Path:
