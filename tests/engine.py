@@ -94,9 +94,12 @@ def _stop(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
 
     def gone() -> bool:
-        with contextlib.suppress(ChildProcessError):  # another run started it
+        with contextlib.suppress(ChildProcessError):  # another process started it
             return os.waitpid(pid, os.WNOHANG)[0] == pid
-        return not Path(f"/proc/{pid}").exists()
+        with contextlib.suppress(OSError):
+            # Ended, and its parent, another process of this test run that has nothing to do any more, has not looked yet.
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
 
     wait_for(gone, f"the end of dockerd, process {pid}", SECONDS)
 

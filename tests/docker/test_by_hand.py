@@ -49,6 +49,11 @@ def test_the_page_leads_from_a_postfix_to_a_gateway_and_back(host: hosts.Host, s
         "root:mm4 640", "mm4:mm4 750", "mm4:postfix 750", "root:root 700", "root:mm4 750", "",
     ]  # fmt: skip
 
+    assert host.run("systemd-analyze verify /etc/systemd/system/mm4*.*") == ""
+    exposure = re.search(r"exposure level for \S+: ([0-9.]+)", host.run("systemd-analyze security --no-pager mm4.service | tail -1"))
+    assert exposure
+    assert float(exposure[1]) <= 2.0
+
     old, new = re.findall(r"(?m)^version=(.*)$", BLOCKS["install"] + BLOCKS["upgrade"])
     assert old == suites.wheel.name.split("-")[1]
     made = hosts.wheel(tmp_path, new)

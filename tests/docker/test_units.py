@@ -97,9 +97,10 @@ class Gateway:
             assert {(len(seen.answered[name]), stored.count(name)) for name in seen.taken} == {(1, 1)}
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def gateway(request: pytest.FixtureRequest, client: docker.DockerClient, suites: Any) -> Iterator[Gateway]:
-    suite = suites(request.param)
+@pytest.fixture(scope="module")
+def gateway(client: docker.DockerClient, suites: Any) -> Iterator[Gateway]:
+    """On Debian 13; that systemd 252 of Debian 12 takes the same units is seen by test_by_hand and test_operators."""
+    suite = suites("trixie")
     with host(client, suite.image, f"mm4-units-{suite.name}-{os.getpid()}", hostname="gw.example") as on:
         on.put_folder(suite.wheels, "/root/wheels")
         on.run(
