@@ -515,7 +515,7 @@ def test_every_command_of_the_operator_is_in_the_documents() -> None:
     table = re.findall(r"^\| `mm4 ([a-z]+)(?: ([a-z\\|]+))?", page, re.MULTILINE)
     documented = {(group, name) for group, names in table for name in (names.split("\\|") if names else [""])}
     existing = set()
-    for command in ("transactions", "stats", "trace", "queue", "peer"):
+    for command in ("transactions", "stats", "trace", "queue", "peer", "store"):
         found = main.get_command(click.Context(main), command)
         assert found is not None
         if not isinstance(found, click.Group) or found.invoke_without_command:

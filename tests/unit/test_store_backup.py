@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import secrets
 import sqlite3
@@ -22,9 +24,10 @@ import mm4.store.condition
 import mm4.store.listing
 from cluster import Cluster, execute
 from fake import CONFIG
+from mm4.cli import store as store_command
 from mm4.postfix.owner import own
 from mm4.protocol.transaction import Answer, Direction, Message, Transaction
-from mm4.store import Store
+from mm4.store import Store, backup
 from mm4.store.database import Database
 from mm4.store.schema import REVISION, generation
 from recorder import Done, called
@@ -202,7 +205,12 @@ def test_two_migrate_at_once(new_url: NewUrl, call: Call, tmp_path: Path) -> Non
 # -- backup
 
 
-def test_a_backup_is_a_store_of_one_moment_though_others_write(url: str, store: Store, call: Call, tmp_path: Path) -> None:
+def test_a_backup_is_a_store_of_one_moment_though_others_write(
+    url: str, store: Store, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "_PAGES", 1)
+    seen: list[int] = []
+    monkeypatch.setattr(store_command, "_bar", lambda: contextlib.nullcontext(lambda _, done, __: seen.append(done)))
     before = set(record(store, 50))
     stop = threading.Event()
     written: list[str] = []
@@ -221,6 +229,8 @@ def test_a_backup_is_a_store_of_one_moment_though_others_write(url: str, store: 
     finally:
         stop.set()
         thread.join()
+    # Each went through once, in steps, and none began anew because of a write.
+    assert sum(later < earlier for earlier, later in itertools.pairwise(seen)) == 2
     for number in range(3):
         file = tmp_path / f"b{number}.db"
         assert file.stat().st_mode & 0o7777 == 0o600

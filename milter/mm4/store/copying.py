@@ -142,16 +142,18 @@ class _Pass:
 
     def _write(self, table: Table, key: Column[Any], rows: Sequence[Row[Any]], last: bool) -> int:
         """Write what is not there yet, or not the same; gives how many rows."""
+        at = _position(key)
         with self._target.begin():
-            there = {
-                row._mapping[key.name]: row
-                for part in batches([row._mapping[key.name] for row in rows])
-                for row in self._target.execute(select(table).where(key.in_(part)))
-            }
+            # From the first key to the last is quick to ask for. One by one only where the two may sort otherwise.
+            between = select(table).where(key.between(rows[0][at], rows[-1][at])).limit(2 * _BATCH)
+            there = {row[at]: row for row in self._target.execute(between)}
+            unsure = [row[at] for row in rows if row[at] not in there] if key.type.python_type is str else []
+            for part in batches(unsure):
+                there |= {row[at]: row for row in self._target.execute(select(table).where(key.in_(part)))}
             if not last:
                 rows = self._with_parents(table, rows)
-            new = [dict(row._mapping) for row in rows if row._mapping[key.name] not in there]
-            changed = [row for row in rows if tuple(there.get(row._mapping[key.name], row)) != tuple(row)]
+            new = [dict(row._mapping) for row in rows if row[at] not in there]
+            changed = [row for row in rows if there.get(row[at], row) != row]
             if new:
                 self._target.execute(insert(table), new)
             if changed:
@@ -161,7 +163,7 @@ class _Pass:
                 self._target.execute(
                     update(table).where(key == bindparam("the_key")).values(values),
                     [
-                        {"the_key": row._mapping[key.name], **{f"new_{name}": row._mapping[name] for name in values}}
+                        {"the_key": row[at], **{f"new_{name}": row._mapping[name] for name in values}}
                         for row in changed
                     ],
                 )
@@ -172,13 +174,14 @@ class _Pass:
         if table not in _PARENTS:
             return rows
         child, parent = _PARENTS[table]
-        named = {row._mapping[child.name] for row in rows} - {None}
+        at = _position(child)
+        named = {row[at] for row in rows} - {None}
         known = {
             found
             for part in batches(sorted(named))
             for found in self._target.execute(select(parent).where(parent.in_(part))).scalars()
         }
-        return [row for row in rows if row._mapping[child.name] is None or row._mapping[child.name] in known]
+        return [row for row in rows if row[at] is None or row[at] in known]
 
     def _remove(self, table: Table, key: Column[Any], rows: int) -> int:
         """Delete what the source, with so many rows, has no more; all of those are in the target."""
@@ -194,6 +197,10 @@ class _Pass:
                         self._target.execute(delete(table).where(key.in_(gone)))
                     removed += len(gone)
         return removed
+
+
+def _position(column: Column[Any]) -> int:
+    return list(column.table.columns).index(column)
 
 
 def _pages(read: _Read, query: Select[Any], key: Column[Any]) -> Iterator[Sequence[Row[Any]]]:
