@@ -25,13 +25,14 @@ from sqlalchemy import event
 from fake import CONFIG
 from mm4.cli.main import main
 from mm4.gateway.configfile import parse_config
-from mm4.postfix import maps, pausing
+from mm4.postfix import maps, pausing, settings
 from mm4.postfix.checks import _held, _lost
+from mm4.postfix.handled import handled, unknown
 from mm4.postfix.mailqueue import queued
 from mm4.postfix.paused import note, paused_peers, strike
 from mm4.protocol.errors import PostfixError
 from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
-from mm4.store import Store
+from mm4.store import Store, upkeep
 from mm4.store.listing import PAGE, Wanted
 from recorder import Done, called
 
@@ -514,7 +515,7 @@ def test_every_command_of_the_operator_is_in_the_documents() -> None:
     table = re.findall(r"^\| `mm4 ([a-z]+)(?: ([a-z\\|]+))?", page, re.MULTILINE)
     documented = {(group, name) for group, names in table for name in (names.split("\\|") if names else [""])}
     existing = set()
-    for command in ("transactions", "stats", "trace", "queue", "peer"):
+    for command in ("transactions", "stats", "trace", "queue", "peer", "store"):
         found = main.get_command(click.Context(main), command)
         assert found is not None
         if not isinstance(found, click.Group) or found.invoke_without_command:
@@ -830,3 +831,26 @@ def test_a_res_that_passes_through_is_forgotten_with_what_it_answers(mm4: Mm4, p
     assert mm4("transactions", "forget", "--yes", "--force", passing).code == 0
     assert store.message(passing) is store.message(f"{1:032x}") is None
     assert store.owed_rows(T0 + timedelta(hours=1), 10) == []
+
+
+# -- what was done to the store itself
+
+
+def test_check_tells_of_a_restored_store_and_of_tokens_that_it_does_not_know(config: str, store: Store, postfix: Postfix) -> None:
+    read, _ = settings.read_config(config)
+    token, lost = "a" * 32, "b" * 32
+    one = Transaction("t-1", "m-1", THEIRS, OURS)
+    store.record(Message(token, Direction.IN, "north", "MM4_forward.REQ", "4Q", "gw", T0, (one,))).result(5)
+    postfix.queue([mail("4Q", f"{token}@responder.mm4.invalid"), mail("4R", f"{lost}@responder.mm4.invalid")])
+    assert list(handled(store.notes(T0))) == []
+    (found,) = unknown(read, store)
+    assert (found.ok, found.warning) == (False, True)
+    assert found.text.startswith("1 messages in Postfix's queue have a token that this store does not know: they are delivered, but")
+    assert found.text.endswith("queue id 4R")
+    for what in ("store restored", "store copied"):
+        store._write(lambda connection, what=what: upkeep.note(connection, T0, what, "from here")).result(5)  # type: ignore[misc]
+    restored, copied = handled(store.notes(T0 - timedelta(days=1)))
+    assert restored.text.startswith("store restored 2026-11-22 10:00 UTC from here: no message is lost")
+    assert "may be missing (the log says unknown token" in restored.text
+    assert "name the copy as store:" in (copied.fix or "")
+    assert list(handled(store.notes(T0))) == []

@@ -17,12 +17,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Engine, MetaData, create_engine, inspect
 
 import mm4
 from cluster import Cluster, execute
 from mm4.protocol.errors import StoreError
-from mm4.protocol.transaction import Direction, Message, Transaction
+from mm4.protocol.transaction import Answer, Direction, Message, Transaction
 from mm4.store import Store
 from mm4.store.database import Database
 from mm4.store.schema import REVISION, REVISIONS, generation, metadata
@@ -131,6 +131,81 @@ def test_after_a_rollback_the_version_before_works_on_the_newer_schema(store_url
             store.record(Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", at, (one,))).result(5)
             assert store.message(token) is not None
     assert execute(store_url, "SELECT version_num FROM alembic_version") == [(later,)]
+
+
+@pytest.mark.parametrize("before", [r for r in REVISIONS[:-1] if generation(r) == generation(REVISION)])
+def test_what_a_version_before_reads_and_writes_it_can_read_and_write_after_the_migration(new_url: NewUrl, before: str) -> None:
+    """Each revision's own columns, as its code names them, on the schema of today with rows of today in it."""
+    place, other = new_url(), new_url()
+    if place.startswith("sqlite"):
+        Path(other.removeprefix("sqlite:///")).touch()
+    config = Config()
+    config.set_main_option("script_location", "mm4.store:migrations")
+    theirs = MetaData()
+    with engine(other).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+        theirs.reflect(connection)
+    at = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+    stamp = at.replace(tzinfo=None) if place.startswith("sqlite") else at
+    token, old_token = secrets.token_hex(16), secrets.token_hex(16)
+    one = Transaction("t-1", "m-1", "+447700900101", "+491511000001", ack_requested=True, due_at=at)
+    answer = Answer("a@mms.north.example", "b@mms.gw.example", "MM4_forward.RES", "Ok", b"x")
+    with Store.open(place, charging=True) as store:
+        store.record(Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one,), answer)).result(5)
+        store.accepted(token, at).result(5)
+        store.event(token, at, "something").result(5)
+    with engine(place).begin() as connection:
+        for table in theirs.tables.values():
+            connection.execute(table.select()).all()
+        for name, values in {
+            "messages": {"token": old_token, "direction": "in", "peer": "north", "type": "MM4_forward.REQ", "queue_id": "4R",
+                         "host": "mx1", "recorded_at": stamp},
+            "transactions": {"token": old_token, "peer": "north", "direction": "in", "type": "MM4_forward.REQ",
+                             "transaction_id": "t-2", "message_id": "m-2", "originator": "+447700900101",
+                             "recipient": "+491511000001", "state": "recorded", "ack_requested": True, "delivery_report": False,
+                             "read_reply": False, "updated_at": stamp},
+            "events": {"token": old_token, "at": stamp, "what": "something"},
+            "charges": {"token": old_token, "type": "MMR1F", "at": stamp, "requested_at": stamp, "peer": "north",
+                        "originator": "+447700900101", "recipient": "+491511000001", "message_id": "m-2", "transaction_id": "t-2",
+                        "ack_requested": True, "delivery_report": False, "read_reply": False, "queue_id": "4R", "host": "mx1"},
+        }.items():  # fmt: skip
+            if name in theirs.tables:
+                connection.execute(theirs.tables[name].insert(), values)
+        messages = theirs.tables["messages"]
+        known = messages.c.token == token
+        assert connection.execute(messages.update().where(known).values(answered_at=stamp)).rowcount == 1
+    with Store.open(place) as store:
+        for name in (token, old_token):
+            assert store.message(name) is not None
+        assert store.accepted(old_token, at).result(5)
+        assert store.answered(old_token, at, "4S").result(5)
+
+
+def test_within_a_generation_only_what_may_be_empty_is_added(new_url: NewUrl) -> None:
+    """What the version before does not know, it leaves out: that must hurt nobody."""
+    place = new_url()
+    if place.startswith("sqlite"):
+        Path(place.removeprefix("sqlite:///")).touch()
+    config = Config()
+    config.set_main_option("script_location", "mm4.store:migrations")
+    known: MetaData | None = None
+    for before, revision in zip((None, *REVISIONS), REVISIONS, strict=False):
+        found = MetaData()
+        with engine(place).begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+            found.reflect(connection)
+        if known is not None and before is not None and generation(before) == generation(revision):
+            for name, table in known.tables.items():
+                now = found.tables[name]
+                for column in table.columns:
+                    assert (repr(now.c[column.name].type), now.c[column.name].nullable) == (repr(column.type), column.nullable)
+                added = [column for column in now.columns if column.name not in table.c]
+                assert [c.name for c in added if not c.nullable and c.server_default is None] == [], revision
+                unique = {index.name for index in now.indexes if index.unique}
+                assert unique == {index.name for index in table.indexes if index.unique}, revision
+        known = found
 
 
 def test_a_store_of_the_first_schema_is_brought_up_with_what_it_holds(new_url: NewUrl) -> None:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "transactions": ("transactions", "List transactions, show one, send again, forget."),
     "stats": ("stats", "Counts by peer, type and state; what waits, what is overdue."),
     "queue": ("queue", "The mail queue with peer and transaction; hold, show and release one message."),
+    "store": ("store", "The store: its state, schema, backup, restore, copy to PostgreSQL."),
     "peer": ("peer", "List peers; show, try, pause and resume one."),
     "postfix": ("postfix", "Postfix's tables and wiring."),
     "sandbox": ("sandbox", "A private Postfix with this gateway on loopback."),

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,8 @@ from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError, Stor
 from ..protocol.transaction import Direction
 from ..store.store import Store
 from . import maps
+from .finding import Finding
+from .handled import TOLD_FOR, handled, unknown
 from .instance import Instance
 from .lookups import RouteLookups, check_files
 from .mailqueue import tokens_of
@@ -65,21 +66,6 @@ _SENDMAIL_HAZARDS = {
     "non_smtpd_milters": "lets other milters change or refuse acks",
     "smtp_header_checks": "may change or drop headers",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at: `ok`, or what is wrong and what mends it."""
-
-    check: str
-    ok: bool
-    text: str
-    fix: str | None = None
-    warning: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `mm4 check --json` prints."""
-        return asdict(self)
 
 
 def check(config: Config) -> list[Finding]:
@@ -182,8 +168,10 @@ def _store(config: Config) -> Iterator[Finding]:
             yield from _owed(config, store.owed_rows(now - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
             yield from _held(config, store, now)
             yield from _lost(store.lost_rows(now - _LOST_FOR, _MOST_OWED))
+            yield from handled(store.notes(now - TOLD_FOR))
+            yield from unknown(config, store)
     except StoreError as error:
-        yield Finding("store", False, str(error), "start mm4 serve once: it makes and migrates the store")
+        yield Finding("store", False, str(error), "mm4 store migrate, or start mm4 serve once: either makes the store")
 
 
 def _owed(config: Config, owed: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from typing import Any
 from ..gateway.config import Config
 from ..gateway.configfile import place
 from ..gateway.logline import logline
-from ..protocol.errors import ConfigError, InternalError, Mm4Error, PostfixError, StoreError
+from ..protocol.errors import ConfigError, InternalError, Mm4Error, NoStoreError, PostfixError, StoreError
 from ..store.store import Store
 from .hostname import keep_host
 from .instance import tool
@@ -34,6 +33,7 @@ from .listening import held_by_systemd, listeners
 from .logs import set_up
 from .lookups import check_files
 from .notify import notify
+from .owner import own
 from .settings import read_config
 from .sockets import FINGERPRINTS_SOCKET, MAILDIR_SOCKET, MILTER_SOCKET, RESPONDER_SOCKET
 
@@ -56,23 +56,6 @@ def serve(path: str) -> int:
     held = held_by_systemd()
     config, text = read_config(path)
     return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text, held).run())
-
-
-def _own(folder: Path, where: str) -> int:
-    """Be the only supervisor of the sockets in `folder`, for as long as the returned descriptor is open.
-
-    A lock and not a look at the sockets: after a supervisor was killed its children still answer there while they
-    finish what has begun, and the next one must not be kept from starting by them.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f"{where}: another mm4 serves in {folder}; stop it first") from None
-    except OSError as error:
-        raise ConfigError(f"{where}: {folder} cannot be locked: {error.strerror}") from None
-    return descriptor
 
 
 class _Child:
@@ -163,17 +146,16 @@ class _Supervisor:
         here = self._place("folders.sockets")
         if not sockets.is_dir():
             raise ConfigError(f"{here}: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
-        lock = _own(sockets, here)
+        lock = own(sockets, here)
         self._prepare_state(state)
         try:
             # Migrated here, once: the children only open it.
             Store.open(config.store).close()
         except StoreError as error:
-            where = self._place("store")
-            database = Path(config.store.removeprefix("sqlite:///"))
-            if config.store.startswith("sqlite:") and not database.parent.is_dir():
-                raise ConfigError(f"{where}: {error}") from None
-            raise StoreError(f"{where}: {error}") from None  # may pass: a full disk, a lock
+            said = f"{self._place('store')}: {error}"
+            if isinstance(error, NoStoreError):
+                raise ConfigError(said) from None
+            raise StoreError(said) from None  # may pass: a full disk, a lock
         names = (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET, FINGERPRINTS_SOCKET)
         listening = listeners(sockets, names, self.held, here)
         self._expose(config)

@@ -22,6 +22,7 @@ __all__ = [
     "ReachError",
     "Reply",
     "StoreError",
+    "StoreRefused",
     "SubmissionError",
     "UsageError",
 ]
@@ -102,9 +103,15 @@ class StoreError(Mm4Error):
 
 
 class NoStoreError(StoreError):
-    """There is no store yet, or none that this version has made ready: a matter of set-up."""
+    """There is no store yet, or none that this version can use as it is: a matter of set-up."""
 
     exit_code = 78
+
+
+class StoreRefused(StoreError):
+    """What was asked for cannot be done with the store as it is now: a negative finding."""
+
+    exit_code = 1
 
 
 class LookupUnavailable(Mm4Error):

@@ -64,7 +64,17 @@ class Database:
         raise StoreError(f"store {parsed.render_as_string()}: unknown kind {backend}; {_URLS}")
 
     def __str__(self) -> str:
-        return str(self.path) if self.path is not None else self.url.render_as_string()
+        return str(self.path) if self.path is not None else self._shown.render_as_string()
+
+    @property
+    def libpq(self) -> str:
+        """The URL as PostgreSQL's own programs take it, without the password."""
+        return self._shown._replace(password=None).render_as_string()
+
+    @property
+    def _shown(self) -> URL:
+        """As the operator wrote it, without what libpq would take for a password."""
+        return self.url.set(drivername="postgresql").difference_update_query(["password", "sslpassword"])
 
     def check(self, create: bool) -> bool:
         """Look at folder and file before SQLite does, whose own texts are poor; create a missing file.

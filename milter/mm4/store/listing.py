@@ -18,7 +18,10 @@ from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, li
 from ..protocol.transaction import Direction, State
 from .schema import events, messages, transactions
 
-__all__ = ["PAGE", "Wanted", "by_queue", "held_rows", "listing", "lost_rows", "of_number", "owed_rows", "statistics"]
+__all__ = [
+    "PAGE", "Wanted", "by_queue", "held_rows", "listing", "lost_rows", "of_number", "owed_rows",
+    "owing", "statistics",
+]  # fmt: skip
 
 PAGE = 1000
 """Rows of one read."""
@@ -199,6 +202,22 @@ def lost_rows(connection: Connection, since: datetime, size: int) -> list[dict[s
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+def owing(connection: Connection) -> dict[str, Any]:
+    """How many RES are owed by us, how many wait for another's word, each with the time of the oldest. By index."""
+    oldest = select(func.count(), func.min(messages.c.recorded_at))
+    owed = oldest.where(
+        messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None), messages.c.reply_to.is_(None)
+    )
+    number_owed, oldest_owed = connection.execute(owed).one()
+    number_held, oldest_held = connection.execute(oldest.where(*_HELD)).one()
+    return {
+        "owed": number_owed,
+        "owed_since": oldest_owed and oldest_owed.isoformat(),
+        "held": number_held,
+        "held_since": oldest_held and oldest_held.isoformat(),
+    }
+
+
 def statistics(connection: Connection, now: datetime, since: datetime | None) -> dict[str, Any]:
     """Counts by peer, direction, type, state and status; what waits, what is overdue, since when.
 
@@ -210,10 +229,6 @@ def statistics(connection: Connection, now: datetime, since: datetime | None) ->
     counted = select(*groups, func.count().label("number")).group_by(*groups)
     if since is not None:
         counted = counted.join(messages, messages.c.token == transactions.c.token).where(*_since(since))
-    owed = select(func.count(), func.min(messages.c.recorded_at)).where(
-        messages.c.answer_to.is_not(None) & messages.c.answered_at.is_(None), messages.c.reply_to.is_(None)
-    )
-    held = select(func.count(), func.min(messages.c.recorded_at)).where(*_HELD)
     waiting = (
         select(func.count(), func.min(messages.c.recorded_at))
         .join(transactions, messages.c.token == transactions.c.token)
@@ -223,14 +238,9 @@ def statistics(connection: Connection, now: datetime, since: datetime | None) ->
         (transactions.c.state == State.OVERDUE.value)
         | ((transactions.c.state == State.WAITING.value) & (transactions.c.due_at < now))
     )
-    number_owed, oldest_owed = connection.execute(owed).one()
-    number_held, oldest_held = connection.execute(held).one()
     number_waiting, oldest_waiting = connection.execute(waiting).one()
     return {
-        "owed": number_owed,
-        "owed_since": oldest_owed and oldest_owed.isoformat(),
-        "held": number_held,
-        "held_since": oldest_held and oldest_held.isoformat(),
+        **owing(connection),
         "waiting": number_waiting,
         "waiting_since": oldest_waiting and oldest_waiting.isoformat(),
         "overdue": connection.execute(overdue).scalar_one(),

@@ -415,6 +415,10 @@ class Store:
         """Remove a message with its transactions and events; the result is why not, None where it is gone."""
         return self._write(lambda connection: upkeep.forget(connection, token, force))
 
+    def notes(self, since: datetime) -> list[dict[str, Any]]:
+        """Read what was done to the store itself since then (restored, copied): see `upkeep.notes`."""
+        return self._read(lambda connection: upkeep.notes(connection, since))
+
     def counts(self) -> dict[str, int]:
         """Count the transactions by direction and state: `{"in/answered": 12, "out/waiting": 3}`.
 

@@ -17,9 +17,13 @@ from ..protocol.errors import NoStoreError, StoreError
 from .database import Database
 from .schema import REVISION, REVISIONS, generation
 
-__all__ = ["prepare"]
+__all__ = ["COPYING", "bring_up", "found_revision", "prepare", "usable"]
+
+COPYING = f"copying {REVISION}"
+"""What stands in the place of a revision while `copying` fills a store: no version of mm4 serves with a half of one."""
 
 _VERSION = text("SELECT version_num FROM alembic_version")
+_PATIENCE = text("SELECT set_config('lock_timeout', :value, true)")
 _ADVISORY_LOCK = 0x6D6D34  # "mm4"; the same number in every process, and nobody else's
 
 _UNDEFINED_TABLE = "42P01"
@@ -32,18 +36,30 @@ def prepare(database: Database, readers: Engine, migrate: bool) -> None:
     Raises StoreError where it is missing or old and may not be changed, of a newer generation than this code, or
     where the database belongs to something else.
     """
-    there = database.check(create=migrate)
-    if there:
-        found = _quick_revision(database, readers)
-        if _usable(database, found):
-            return
-        if not migrate:
-            state = "has no schema" if found is None else f"has schema {found}, older than {REVISION}"
-            raise NoStoreError(f"store {database}: {state}; start mm4 serve once, it brings the store up to date")
-    _upgrade(database)
+    if migrate:
+        bring_up(database, readers)
+        return
+    database.check(create=False)
+    found = found_revision(database, readers)
+    if not usable(database, found):
+        state = "has no schema" if found is None else f"has schema {found}, older than {REVISION}"
+        raise NoStoreError(f"store {database}: {state}; start mm4 serve once, or run mm4 store migrate")
 
 
-def _quick_revision(database: Database, readers: Engine) -> str | None:
+def bring_up(database: Database, readers: Engine, patience: float | None = None) -> tuple[str | None, str]:
+    """Create the schema or bring it up to date; gives the revision that was found and the one that is there now.
+
+    They are the same where nothing was to do. Another process that migrates at this moment is waited for: `patience`
+    seconds, by default as long as for any lock. Raises StoreError as `prepare`.
+    """
+    if database.check(create=True):
+        found = found_revision(database, readers)
+        if found is not None and usable(database, found):
+            return found, found
+    return _upgrade(database, database.busy_seconds if patience is None else patience)
+
+
+def found_revision(database: Database, readers: Engine) -> str | None:
     """Give the revision with one query, or None where there is no version table."""
     try:
         with readers.connect() as connection:
@@ -60,29 +76,40 @@ def _quick_revision(database: Database, readers: Engine) -> str | None:
         raise database.failure(error) from error
 
 
-def _usable(database: Database, found: str | None) -> bool:
-    """Whether the schema is ours, or was brought further by a newer mm4 of this generation (see `schema`)."""
+def usable(database: Database, found: str | None) -> bool:
+    """Whether the schema is ours, or was brought further by a newer mm4 of this generation (see `schema`).
+
+    False where it is missing or older. Raises NoStoreError where no migration helps.
+    """
     if found is None or found in REVISIONS:
         return found == REVISION
+    if found.startswith("copying"):
+        raise NoStoreError(
+            f"store {database}: is a copy that is not finished; with the gateway stopped, "
+            "mm4 store copy --finish --to this store ends it"
+        )
     if generation(found) != generation(REVISION):
-        raise StoreError(
+        raise NoStoreError(
             f"store {database}: its schema {found} is newer than this mm4, which knows {REVISION}; "
             "install the newer mm4 again, or restore a backup from before the upgrade"
         )
     return True
 
 
-def _upgrade(database: Database) -> None:
+def _upgrade(database: Database, patience: float) -> tuple[str | None, str]:
     """Migrate under the write lock; waits for another process that does the same."""
     engine = database.engine("migrator")
-    deadline = time.monotonic() + database.busy_seconds
+    deadline = time.monotonic() + patience
     while True:
         try:
             with engine.begin() as connection:
                 if engine.dialect.name == "postgresql":
+                    # For this one lock: what serves meanwhile must not have to wait as long behind one of a table.
+                    usual = connection.execute(text("SHOW lock_timeout")).scalar_one()
+                    connection.execute(_PATIENCE, {"value": f"{max(1, round(patience * 1000))}ms"})
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-                _migrate(database, connection)
-            return
+                    connection.execute(_PATIENCE, {"value": usual})
+                return _migrate(database, connection)
         except StoreError:
             raise
         except Exception as error:
@@ -92,11 +119,11 @@ def _upgrade(database: Database) -> None:
             time.sleep(0.002)
 
 
-def _migrate(database: Database, connection: Connection) -> None:
+def _migrate(database: Database, connection: Connection) -> tuple[str | None, str]:
     tables = inspect(connection).get_table_names()
     found = connection.execute(_VERSION).scalar() if "alembic_version" in tables else None
-    if _usable(database, found):
-        return
+    if found is not None and usable(database, found):
+        return found, found
     if found is None and set(tables) - {"alembic_version"}:
         raise StoreError(
             f"store {database}: holds tables of something else ({', '.join(sorted(tables)[:3])}); "
@@ -110,3 +137,4 @@ def _migrate(database: Database, connection: Connection) -> None:
     config.set_main_option("script_location", "mm4.store:migrations")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    return found, REVISION

@@ -1,4 +1,4 @@
-"""What an operator changes by hand: a REQ is due now, a message is forgotten.
+"""What an operator changes by hand: a REQ is due now, a message is forgotten; and what was done to the store itself.
 
 Each function runs on the writer's connection inside its transaction, so that what it looks at cannot change before
 it writes.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, case, delete, exists, insert, select, update
 
 from ..protocol.transaction import Direction, State
 from .schema import events, messages, transactions
 
-__all__ = ["RETRIED", "forget", "hurry", "waits"]
+__all__ = ["RETRIED", "forget", "hurry", "note", "notes", "waits"]
 
 RETRIED = (State.WAITING, State.OVERDUE)
 """States in which a REQ can be sent again: nobody has answered it. What is FAILED was given up, its originator told and
 its copy dropped."""
+
+_STORE = "store"
+"""In the place of a token: an event of the store itself. It is none, and so found by the index of events by token."""
 
 
 def hurry(connection: Connection, rows: Sequence[int], at: datetime) -> int:
@@ -96,3 +100,18 @@ def _passing(connection: Connection, token: str) -> Sequence[str]:
         messages.c.copy_of == token, ~exists().where(transactions.c.token == messages.c.token)
     )
     return connection.execute(query).scalars().all()
+
+
+def note(connection: Connection, at: datetime, what: str, detail: str) -> None:
+    """Keep what was done to the store itself. Works on every revision of the schema."""
+    connection.execute(insert(events).values(token=_STORE, at=at, what=what, detail=detail))
+
+
+def notes(connection: Connection, since: datetime) -> list[dict[str, Any]]:
+    """What was done to the store itself after `since`, oldest first: at, what, detail."""
+    query = (
+        select(events.c.at, events.c.what, events.c.detail)
+        .where(events.c.token == _STORE, events.c.at > since)
+        .order_by(events.c.id)
+    )
+    return [dict(row) for row in connection.execute(query).mappings()]
