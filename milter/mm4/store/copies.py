@@ -11,9 +11,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, func, or_, select, text
+from sqlalchemy import BindParameter, Connection, bindparam, func, or_, select, text
 
 from ..protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
+from .prepared import Prepared, among
 from .schema import clean, messages, transactions
 
 __all__ = ["PENDING", "as_recorded", "find"]
@@ -25,12 +26,14 @@ _SLACK = 1024
 
 _SOURCE: BindParameter[str] = bindparam("a_source")
 MOST = 200
-"""Earlier messages with the same ids that are looked at, the newest first: a peer may use ids as often as it likes."""
+"""Earlier transactions with the same ids and recipient that are looked at, the newest first: a peer may use ids as
+often as it likes."""
 _first = messages.alias()
 # Postfix has all parts of a message to several sides as soon as it has the first one's.
 _FIRST_ACCEPTED = select(_first.c.accepted_at).where(_first.c.token == messages.c.split_of).scalar_subquery()
-_CANDIDATES = (
+_CANDIDATES = Prepared(
     select(
+        transactions.c.id,
         transactions.c.recipient,
         transactions.c.state,
         transactions.c.status,
@@ -49,9 +52,9 @@ _CANDIDATES = (
         transactions.c.transaction_id == bindparam("an_id"),
         transactions.c.message_id == bindparam("a_message_id"),
         transactions.c.type == bindparam("a_type"),
-        transactions.c.recipient.in_(bindparam("recipients", expanding=True)),
+        transactions.c.recipient == bindparam("a_recipient"),
         # What was refused was delivered to nobody: it is judged again, for the reason may be gone.
-        transactions.c.state.not_in((State.DUPLICATE.value, State.REFUSED.value)),
+        ~among(transactions.c.state, (State.DUPLICATE.value, State.REFUSED.value)),
         # Rows of the first schema name no source: what came in came from its peer.
         or_(
             messages.c.source == _SOURCE,
@@ -64,14 +67,16 @@ _CANDIDATES = (
     .order_by(transactions.c.id.desc())
     .limit(MOST)
 )
-_ANSWER = select(
-    messages.c.answer_to,
-    messages.c.answer_from,
-    messages.c.answer_type,
-    messages.c.answer_status,
-    messages.c.answer_text,
-).where(messages.c.token == bindparam("a_token"))
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext(:a_key))")
+_ANSWER = Prepared(
+    select(
+        messages.c.answer_to,
+        messages.c.answer_from,
+        messages.c.answer_type,
+        messages.c.answer_status,
+        messages.c.answer_text,
+    ).where(messages.c.token == bindparam("a_token"))
+)
+_LOCK = Prepared(text("SELECT pg_advisory_xact_lock(hashtext(:a_key))"))
 
 
 def find(connection: Connection, message: Message, window: timedelta) -> Recording:
@@ -82,17 +87,14 @@ def find(connection: Connection, message: Message, window: timedelta) -> Recordi
     transaction_id, message_id = map(clean, ids.pop())
     if connection.dialect.name == "postgresql":
         # SQLite has the one write lock; here two hosts would each see nothing of the other's row.
-        connection.execute(_LOCK, {"a_key": f"{message.source} {transaction_id}"})
-    rows = connection.execute(
-        _CANDIDATES,
-        {
-            "an_id": transaction_id, "a_message_id": message_id, "a_type": clean(message.type),
-            "a_source": message.source,
-            "a_since": message.recorded_at - window,
-            "recipients": [clean(transaction.recipient) for transaction in message.transactions],
-        },
-    )  # fmt: skip
-    found: list[Any] = [*rows.all()][::-1]
+        _LOCK.change(connection, {"a_key": f"{message.source} {transaction_id}"})
+    asked = {
+        "an_id": transaction_id, "a_message_id": message_id, "a_type": clean(message.type),
+        "a_source": message.source, "a_since": message.recorded_at - window,
+    }  # fmt: skip
+    recipients = dict.fromkeys(clean(transaction.recipient) for transaction in message.transactions)
+    found = [row for one in recipients for row in _CANDIDATES.rows(connection, {**asked, "a_recipient": one})]
+    found.sort(key=lambda row: row.id)
     same = [row for row in found if _same(row, message)]
     decided = [row for row in same if row.accepted_at is not None and _delivered(row)]
     repeated = {row.recipient for row in decided}
@@ -128,7 +130,7 @@ def _all_of(marked: tuple[Transaction, ...]) -> bool:
     return all(transaction.state is State.DUPLICATE for transaction in marked)
 
 
-def _same(row: Row[Any], message: Message) -> bool:
+def _same(row: Any, message: Message) -> bool:
     """Whether two messages with the same ids say the same; what is not known of one tells nothing."""
     if None not in (row.digest, message.digest) and row.digest != message.digest:
         return False
@@ -137,7 +139,7 @@ def _same(row: Row[Any], message: Message) -> bool:
     return bool(abs(row.size - message.size) <= _SLACK + max(row.size, message.size) // 100)
 
 
-def _delivered(row: Row[Any]) -> bool:
+def _delivered(row: Any) -> bool:
     """Whether the recipient has it: not where it bounced unacknowledged, nor where the MMSC answered with an error.
 
     Whoever sends such a message again wants it delivered.
@@ -149,5 +151,5 @@ def _delivered(row: Row[Any]) -> bool:
 
 
 def _answer(connection: Connection, token: str) -> Answer:
-    row = connection.execute(_ANSWER, {"a_token": token}).one()
+    row = _ANSWER.first(connection, {"a_token": token})
     return Answer(row.answer_to, row.answer_from, row.answer_type, row.answer_status, bytes(row.answer_text))

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, insert
 
 from ..protocol.transaction import Answer, Direction, Message, Original, Recording, Split, State, Transaction
 from . import copies
+from .prepared import Prepared
 from .schema import clean, messages, transactions
 from .writer import Operation
 
@@ -24,8 +25,10 @@ __all__ = ["MOST_ORIGINALS", "load", "load_held", "load_originals", "load_owed",
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
 
-_INSERT_MESSAGE = insert(messages)
-_INSERT_TRANSACTIONS = insert(transactions)
+_INSERT_MESSAGE = Prepared(insert(messages), [column.name for column in messages.c])
+_LATER = ("id", "claimed_at", "sent_as")
+"""Columns that a new transaction leaves empty, or to the database."""
+_INSERT_TRANSACTION = Prepared(insert(transactions), [c.name for c in transactions.c if c.name not in _LATER])
 # A RES on its way to who waited for it, not yet shown to be out.
 _UNDER_WAY = select(messages.c.recorded_at, messages.c.answered_at).where(
     messages.c.copy_of == bindparam("a_token"), messages.c.answer_to.is_not(None)
@@ -45,7 +48,7 @@ _HELD = (
     .limit(100)
 )
 _WITHDRAW = delete(messages).where(messages.c.token == bindparam("token"), messages.c.accepted_at.is_(None))
-_BY_TOKEN = select(messages).where(messages.c.token == bindparam("token"))
+_BY_TOKEN = Prepared(select(messages).where(messages.c.token == bindparam("token")))
 _ORIGINALS = (
     select(transactions, messages.c.source, messages.c.recorded_at)
     .join(messages, messages.c.token == transactions.c.token)
@@ -54,7 +57,7 @@ _ORIGINALS = (
     .order_by(transactions.c.id.desc())
     .limit(MOST_ORIGINALS)
 )
-_OF_TOKEN = select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id)
+_OF_TOKEN = Prepared(select(transactions).where(transactions.c.token == bindparam("token")).order_by(transactions.c.id))
 
 
 def recording(
@@ -85,9 +88,9 @@ def recording(
         if message.answer is not None and message.copy_of is not None and _under_way(connection, message):
             return Recording(pending=True)
         for row, rows in kept:
-            connection.execute(_INSERT_MESSAGE, row)
-            if rows:
-                connection.execute(_INSERT_TRANSACTIONS, rows)
+            _INSERT_MESSAGE.change(connection, row)
+            for transaction in rows:
+                _INSERT_TRANSACTION.change(connection, transaction)
         return found
 
     return operation
@@ -174,10 +177,10 @@ def _transaction_rows(message: Message) -> list[dict[str, Any]]:
 
 def load(connection: Connection, token: str) -> Message | None:
     """Read one message with its transactions and its answer; None where the token is unknown."""
-    row = connection.execute(_BY_TOKEN, {"token": token}).first()
+    row = _BY_TOKEN.first(connection, {"token": token})
     if row is None:
         return None
-    return _message(row, connection.execute(_OF_TOKEN, {"token": token}))
+    return _message(row, _OF_TOKEN.rows(connection, {"token": token}))
 
 
 def load_held(

@@ -14,17 +14,18 @@ from sqlalchemy import BindParameter, Connection, bindparam, case, func, insert,
 
 from ..protocol.retry import TRANSIENT
 from ..protocol.transaction import Direction, State
+from .prepared import Prepared, among
 from .schema import events, messages, transactions
 
 __all__ = ["accept", "add_event", "answer", "bounce", "receive_answer"]
 
-_INSERT_EVENTS = insert(events)
+_INSERT_EVENT = Prepared(insert(events), [column.name for column in events.c if column.name != "id"])
 _TOKEN: BindParameter[str] = bindparam("a_token")
 _AT = bindparam("an_at", type_=messages.c.recorded_at.type)
 
-_EXISTS = select(messages.c.token).where(messages.c.token == _TOKEN)
+_EXISTS = Prepared(select(messages.c.token).where(messages.c.token == _TOKEN))
 
-_ACCEPT_MESSAGE = (
+_ACCEPT_MESSAGE = Prepared(
     update(messages)
     .where(messages.c.token == _TOKEN, messages.c.accepted_at.is_(None))
     # The milter may not have known the queue id; one that it knew stands.
@@ -35,7 +36,7 @@ _ACCEPT_MESSAGE = (
         ),
     )
 )
-_ACCEPT_TRANSACTIONS = (
+_ACCEPT_TRANSACTIONS = Prepared(
     update(transactions)
     .where(transactions.c.token == _TOKEN, transactions.c.state == State.RECORDED.value)
     .values(
@@ -50,7 +51,7 @@ _ACCEPT_TRANSACTIONS = (
     )
 )
 # On the way of every message: two statements do what `accept` and an answer after it would do in four.
-_ANSWER_MESSAGE = (
+_ANSWER_MESSAGE = Prepared(
     update(messages)
     .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None))
     .values(
@@ -60,24 +61,24 @@ _ANSWER_MESSAGE = (
     )
 )
 _ANSWER_STATUS = select(messages.c.answer_status).where(messages.c.token == _TOKEN).scalar_subquery()
-_COPY_OF = select(messages.c.copy_of).where(messages.c.token == _TOKEN, messages.c.type.like("%.RES"))
-_SAID = select(messages.c.answer_status, messages.c.answer_text).where(messages.c.token == _TOKEN)
-_RELEASE = (
+_COPY_OF = Prepared(select(messages.c.copy_of).where(messages.c.token == _TOKEN, messages.c.type.like("%.RES")))
+_SAID = Prepared(select(messages.c.answer_status, messages.c.answer_text).where(messages.c.token == _TOKEN))
+_RELEASE = Prepared(
     update(messages)
     .where(messages.c.token == _TOKEN, messages.c.answered_at.is_(None))
     .values(answer_status=bindparam("a_status"), answer_text=bindparam("a_text"), answered_at=_AT)
 )
-_RELEASE_TRANSACTIONS = (
+_RELEASE_TRANSACTIONS = Prepared(
     update(transactions)
     .where(
         transactions.c.token == _TOKEN,
         transactions.c.direction == Direction.IN.value,
-        transactions.c.state.in_((State.RECORDED.value, State.ACCEPTED.value)),
+        among(transactions.c.state, (State.RECORDED.value, State.ACCEPTED.value)),
     )
     .values(state=State.ANSWERED.value, status=bindparam("a_status"), updated_at=_AT)
 )
 _INWARD = transactions.c.direction == Direction.IN.value
-_ANSWER_TRANSACTIONS = (
+_ANSWER_TRANSACTIONS = Prepared(
     update(transactions)
     .where(
         transactions.c.token == _TOKEN,
@@ -95,7 +96,7 @@ _ANSWER_TRANSACTIONS = (
 )
 _WENT_NOWHERE = (State.REFUSED.value, State.DUPLICATE.value, State.SUPPRESSED.value)
 # FOR UPDATE is for PostgreSQL, where two hosts may get the same RES; SQLite has the one write lock.
-_CANDIDATES = (
+_CANDIDATES = Prepared(
     select(
         transactions.c.id,
         transactions.c.token,
@@ -111,31 +112,28 @@ _CANDIDATES = (
         transactions.c.direction == Direction.OUT.value,
         transactions.c.type == bindparam("a_type"),
         # What was refused or suppressed, or had gone before, never went out: no peer can answer it.
-        transactions.c.state.not_in(_WENT_NOWHERE),
+        ~among(transactions.c.state, _WENT_NOWHERE),
     )
     .order_by(transactions.c.id)
     .with_for_update()
 )
-_SET_STATE = (
-    update(transactions)
-    .where(transactions.c.id == bindparam("a_row"))
-    # Whatever it has come to, nothing is awaited any more.
-    .values(state=bindparam("a_state"), updated_at=_AT, due_at=None)
+_ROW = update(transactions).where(transactions.c.id == bindparam("a_row"))
+# Whatever it has come to, nothing is awaited any more.
+_SET_STATE = Prepared(_ROW.values(state=bindparam("a_state"), updated_at=_AT, due_at=None))
+_SET_STATE_AND_STATUS = Prepared(
+    _ROW.values(state=bindparam("a_state"), status=bindparam("a_status"), updated_at=_AT, due_at=None)
 )
-_SET_STATE_AND_STATUS = _SET_STATE.values(status=bindparam("a_status"))
 # An error that may pass: what is due stays so, and the timer sends the REQ again where the peer's entry says so.
-_SET_PASSING = (
-    update(transactions)
-    .where(transactions.c.id == bindparam("a_row"))
-    .values(state=bindparam("a_state"), status=bindparam("a_status"), updated_at=_AT)
-)
+_SET_PASSING = Prepared(_ROW.values(state=bindparam("a_state"), status=bindparam("a_status"), updated_at=_AT))
 _ANSWER_RECEIVED = "answer received"
 _LATE_ANSWER = "late answer"
 _GIVEN_UP = (State.OVERDUE.value, State.FAILED.value)
-_WAS_ANSWERED = select(events.c.id).where(
-    events.c.transaction_row == bindparam("a_row"), events.c.what.in_((_ANSWER_RECEIVED, _LATE_ANSWER))
+_WAS_ANSWERED = Prepared(
+    select(events.c.id).where(
+        events.c.transaction_row == bindparam("a_row"), among(events.c.what, (_ANSWER_RECEIVED, _LATE_ANSWER))
+    )
 )
-_OF_TOKEN = (
+_OF_TOKEN = Prepared(
     select(transactions.c.id, transactions.c.recipient, transactions.c.state)
     .where(transactions.c.token == _TOKEN)
     .order_by(transactions.c.id)
@@ -146,10 +144,10 @@ _OF_TOKEN = (
 def accept(connection: Connection, token: str, at: datetime, queue_id: str | None) -> bool:
     """Note that Postfix has the message, the first time only; gives whether the token is known."""
     values = {"a_token": token, "an_at": at}
-    if connection.execute(_ACCEPT_MESSAGE, {**values, "a_queue_id": queue_id}).rowcount:
-        connection.execute(_ACCEPT_TRANSACTIONS, values)
+    if _ACCEPT_MESSAGE.change(connection, {**values, "a_queue_id": queue_id}):
+        _ACCEPT_TRANSACTIONS.change(connection, values)
         return True
-    return connection.execute(_EXISTS, {"a_token": token}).first() is not None
+    return _EXISTS.first(connection, {"a_token": token}) is not None
 
 
 def answer(connection: Connection, token: str, at: datetime, queue_id: str | None) -> bool:
@@ -158,24 +156,24 @@ def answer(connection: Connection, token: str, at: datetime, queue_id: str | Non
     Postfix cannot have submitted it without having the message: so this accepts it too.
     """
     values = {"a_token": token, "an_at": at}
-    if not connection.execute(_ANSWER_MESSAGE, {**values, "a_queue_id": queue_id}).rowcount:
-        return connection.execute(_EXISTS, {"a_token": token}).first() is not None
-    if not connection.execute(_ANSWER_TRANSACTIONS, values).rowcount:
+    if not _ANSWER_MESSAGE.change(connection, {**values, "a_queue_id": queue_id}):
+        return _EXISTS.first(connection, {"a_token": token}) is not None
+    if not _ANSWER_TRANSACTIONS.change(connection, values):
         # A message without transactions of its own is a RES that another message waited for.
-        waiting = connection.execute(_COPY_OF, {"a_token": token}).scalar()
-        if waiting is not None:
-            release(connection, waiting, token, at)
+        waiting = _COPY_OF.first(connection, {"a_token": token})
+        if waiting is not None and waiting.copy_of is not None:
+            release(connection, waiting.copy_of, token, at)
     return True
 
 
 def release(connection: Connection, token: str, by: str, at: datetime) -> None:
     """Note that the RES that the message waited for is out, the first time only; it is that of the message `by`."""
-    said = connection.execute(_SAID, {"a_token": by}).first()
+    said = _SAID.first(connection, {"a_token": by})
     if said is None:
         return
     held = {"a_token": token, "a_status": said.answer_status, "an_at": at}
-    if connection.execute(_RELEASE, {**held, "a_text": said.answer_text}).rowcount:
-        connection.execute(_RELEASE_TRANSACTIONS, held)
+    if _RELEASE.change(connection, {**held, "a_text": said.answer_text}):
+        _RELEASE_TRANSACTIONS.change(connection, held)
 
 
 def receive_answer(
@@ -203,7 +201,7 @@ def receive_answer(
         found = {"an_id": transaction_id, "a_peer": peer, "a_type": request}
         rows = [
             row
-            for row in connection.execute(_CANDIDATES, found)
+            for row in _CANDIDATES.rows(connection, found)
             if message_id in (None, row.message_id) and (not recipients or row.recipient in recipients)
         ]
     if not rows:
@@ -216,7 +214,7 @@ def receive_answer(
         repeated = (row.state == State.ANSWERED.value and not passing) or (
             # A bounce after the answer hides it from the state.
             row.state == State.BOUNCED.value
-            and connection.execute(_WAS_ANSWERED, {"a_row": row.id}).first() is not None
+            and _WAS_ANSWERED.first(connection, {"a_row": row.id}) is not None
         )
         if repeated:
             what = "repeated answer" if row.status == status else "contradictory answer"
@@ -225,9 +223,11 @@ def receive_answer(
             what = _LATE_ANSWER if row.state in _GIVEN_UP else _ANSWER_RECEIVED
         note = _event(row=row.id, token=row.token, at=at, what=what, queue_id=queue_id, detail=detail)
         notes.append(note)
-    if changes:
-        connection.execute(_SET_PASSING if status in TRANSIENT else _SET_STATE_AND_STATUS, changes)
-    connection.execute(_INSERT_EVENTS, notes)
+    set_answered = _SET_PASSING if status in TRANSIENT else _SET_STATE_AND_STATUS
+    for change in changes:
+        set_answered.change(connection, change)
+    for note in notes:
+        _INSERT_EVENT.change(connection, note)
     return len(rows)
 
 
@@ -247,7 +247,7 @@ def bounce(
     """
     rows = [
         row
-        for row in connection.execute(_OF_TOKEN, {"a_token": token})
+        for row in _OF_TOKEN.rows(connection, {"a_token": token})
         # What never went anywhere cannot bounce.
         if recipient in (None, row.recipient) and row.state not in _WENT_NOWHERE
     ]
@@ -259,15 +259,14 @@ def bounce(
     values = [(row, {"a_row": row.id, "a_state": State.BOUNCED.value, "an_at": at}) for row in rows]
     keeping = [value for row, value in values if row.state in kept]
     setting = [{**value, "a_status": status} for row, value in values if row.state not in kept]
-    if keeping:
-        connection.execute(_SET_STATE, keeping)
-    if setting:
-        connection.execute(_SET_STATE_AND_STATUS, setting)
+    for value in keeping:
+        _SET_STATE.change(connection, value)
+    for value in setting:
+        _SET_STATE_AND_STATUS.change(connection, value)
     about = f"{status}: {detail}"
-    connection.execute(
-        _INSERT_EVENTS,
-        [_event(row=row.id, token=token, at=at, what="bounced", queue_id=queue_id, detail=about) for row in rows],
-    )
+    for row in rows:
+        note = _event(row=row.id, token=token, at=at, what="bounced", queue_id=queue_id, detail=about)
+        _INSERT_EVENT.change(connection, note)
     return len(rows)
 
 
@@ -281,7 +280,7 @@ def add_event(
     detail: str | None,
 ) -> None:
     """Note something about a message as a whole, or about none."""
-    connection.execute(_INSERT_EVENTS, [_event(token=token, at=at, what=what, queue_id=queue_id, detail=detail)])
+    _INSERT_EVENT.change(connection, _event(token=token, at=at, what=what, queue_id=queue_id, detail=detail))
 
 
 def _event(
