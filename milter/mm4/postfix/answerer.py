@@ -15,10 +15,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..gateway.config import Config
 from ..gateway.configfile import parse_config
@@ -30,6 +30,7 @@ from .attempts import SUBMIT_SECONDS
 from .backlog import read_backlog
 from .cdr import start_cdr_writer
 from .control import say
+from .express import Express
 from .fingerprints import Fingerprints
 from .lmtp import LmtpServer
 from .logs import child_log
@@ -38,12 +39,14 @@ from .metrics import Counters
 from .postqueue import Postqueue
 from .responder import Responder
 from .spool import Spool
-from .submit import Submitter
+from .submit import Submit, Submitter
 from .timers import Timers
 
 __all__ = ["main"]
 
 log = logging.getLogger("mm4.responder")
+
+T = TypeVar("T")
 
 DRAIN_SECONDS = SUBMIT_SECONDS + 5.0
 """Time for running deliveries to end: longer than one submission, which would come twice if it were cut after Postfix
@@ -76,6 +79,9 @@ class _CurrentSubmitter:
         notify: str | None = None,
     ) -> str:  # fmt: skip
         return await self.inner.submit(mail_from, rcpt_to, message, envelope_id, notify)
+
+    async def within(self, work: Callable[[Submit], T]) -> T:
+        return await self.inner.within(work)
 
 
 def main(responder_descriptor: int, maildir_descriptor: int, fingerprints_descriptor: int) -> int:
@@ -124,6 +130,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int, fingerprint
         host=command["host"],
         counters=counters,
         spool=spool,
+        express=Express(store, submitter, now=lambda: datetime.now(UTC)),
     )
     timers = Timers(
         store=store,

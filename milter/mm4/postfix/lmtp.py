@@ -25,6 +25,8 @@ log = logging.getLogger("mm4.lmtp")
 
 CHUNK = 256 * 1024
 """Bytes asked of the socket at once; asyncio itself reads no more than this in one go."""
+GATHER_SECONDS = 0.001
+"""Pause between two reads of one message."""
 LINE_LIMIT = 8192
 """Octets of a command line. Postfix writes addresses of up to 2 kB; RFC 5321 4.5.3.1 asks for 512."""
 RECIPIENT_LIMIT = 1000
@@ -179,6 +181,8 @@ class _Session:
         self._greeted = False
         self._errors = 0
         self._waiting = False
+        self._since: float | None = None
+        """When the wait for the client began that goes on; None while it waits for us."""
 
     def hurry(self) -> None:
         """End the session now if it only waits for a command outside of a transaction."""
@@ -191,6 +195,7 @@ class _Session:
     async def run(self) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=self._connection, limit=CHUNK)
         self._reader, self._writer = reader, writer
+        self._look()
         try:
             self._out.append(f"220 {self._server.name} LMTP\r\n".encode())
             while await self._command():
@@ -201,6 +206,7 @@ class _Session:
         except OSError:
             return  # the client is gone; nothing was promised to it that it has not read
         finally:
+            self._next_look.cancel()
             if not self._greeted or self._envelope is not None:
                 self._server.lost()
             with contextlib.suppress(OSError):
@@ -218,18 +224,33 @@ class _Session:
         """Send what is due, then wait for more input; b"" is EOF."""
         if self._server.draining and self._envelope is None:
             raise _Close(CLOSING)
+        self._since = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._server.idle_seconds):
-                if self._out:
-                    self._writer.write(b"".join(self._out))
-                    self._out.clear()
-                    await self._writer.drain()
-                self._waiting = True
-                return await self._reader.read(CHUNK)
+            if self._out:
+                self._writer.write(b"".join(self._out))
+                self._out.clear()
+                await self._writer.drain()
+            self._waiting = True
+            return await self._reader.read(CHUNK)
         except TimeoutError:
             raise _Close(Reply(421, "4.4.2", "Timeout, closing connection")) from None
         finally:
-            self._waiting = False
+            self._waiting, self._since = False, None
+
+    def _look(self) -> None:
+        """End a session that has waited for too long.
+
+        One timer a session: one for each wait would cost more than the wait.
+        """
+        loop = asyncio.get_running_loop()
+        patience = self._server.idle_seconds
+        left = patience if self._since is None else self._since + patience - loop.time()
+        if left > 0:
+            self._next_look = loop.call_later(left, self._look)
+        elif self._waiting:
+            self._reader.set_exception(TimeoutError())
+        else:
+            self._writer.transport.abort()  # it does not take our replies
 
     def _reply(self, reply: Reply) -> None:
         text = reply.text.replace("\r", " ").replace("\n", " ")
@@ -281,6 +302,9 @@ class _Session:
                 self._buffer += piece[end + len(TERMINATOR) :]
                 break
             tail = piece[cut:]
+            if len(chunk) < CHUNK:
+                # The client writes a few kilobytes at a time: let them gather, rather than be woken for each.
+                await asyncio.sleep(GATHER_SECONDS)
             chunk = await self._fill()
             if not chunk:
                 return None

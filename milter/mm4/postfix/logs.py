@@ -20,6 +20,7 @@ class _Format(logging.Formatter):
         super().__init__()
         self.bare = "JOURNAL_STREAM" in os.environ
         self.host = socket.gethostname().partition(".")[0]
+        self.second, self.beginning = -1, ""
 
     def format(self, record: logging.LogRecord) -> str:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -28,8 +29,12 @@ class _Format(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         if self.bare:
             return text
-        moment = datetime.fromtimestamp(record.created).astimezone()
-        return f"{moment:%b %e %H:%M:%S} {self.host} {text}"
+        second = int(record.created)
+        if second != self.second:
+            moment = datetime.fromtimestamp(second).astimezone()
+            self.beginning = f"{moment:%b %e %H:%M:%S} {self.host}"
+            self.second = second
+        return f"{self.beginning} {text}"
 
 
 def set_up() -> None:

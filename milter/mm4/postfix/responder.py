@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from ..protocol.transaction import Direction, Message, Split, State, Transaction
 from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
+from .express import Express
 from .flusher import FLUSH_SECONDS, Flush, Flusher
 from .lmtp import Envelope
 from .mailpath import split_address
@@ -84,7 +86,7 @@ class Responder:
     `unclaimed` is the Maildir for mail that is no bounce of ours, `now` the clock (aware, UTC), `host` our name,
     `retry_seconds` how long a failure is tried again, with `pause_seconds` between, before the 451. `spool` takes
     copies of what goes to the peers that the configuration has messages sent again to. `submitter` takes answers,
-    `copier` (None: the same) what carries the headers of others.
+    `copier` (None: the same) what carries the headers of others; `express` takes the usual answers in one turn.
     `start` and `stop` belong to one event loop; `deliver` works without them, but nothing is flushed then.
     """
 
@@ -101,6 +103,7 @@ class Responder:
         counters: Counters | None = None,
         spool: Spool | None = None,
         copier: Submitter | None = None,
+        express: Express | None = None,
         retry_seconds: float = 20.0,
         pause_seconds: float = 1.0,
         flush_seconds: float = FLUSH_SECONDS,
@@ -122,6 +125,7 @@ class Responder:
         self._now = now
         self._counters = counters
         self._spool = spool
+        self._express = express
         self._retry_seconds = retry_seconds
         self._submitted: dict[str, str] = {}
         self._use(router)
@@ -239,7 +243,19 @@ class Responder:
             said["why"] = "no token"
             return logging.WARNING
         async with self._attempts.alone(token):
-            message = await self._attempts.retried(lambda: self._attempts.message(token), deadline)
+            if self._express is None or split is not None or token in self._submitted:
+                message = await self._attempts.retried(lambda: self._attempts.message(token), deadline)
+            else:
+                turn = await self._attempts.retried(partial(self._express.turn, token, ids, self._remember), deadline)
+                message = turn.message
+                if message is not None and message.answer is not None and turn.noted:
+                    said |= {"peer": message.peer, "answer": message.answer.type, "status": message.answer.status}
+                    said["submitted"] = turn.submitted
+                    self._count_answer("submitted")
+                    self._submitted.pop(token, None)
+                    return logging.INFO
+                if turn.submitted is not None or turn.failure is not None:
+                    self._count_answer("submitted" if turn.failure is None else "retried")
             if message is None or (message.split is None) != (split is None):
                 said["why"] = "unknown token"
                 return logging.WARNING

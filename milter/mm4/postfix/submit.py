@@ -25,17 +25,20 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from ..protocol.errors import SubmissionError
 from .dialogue import Dialogue
 
-__all__ = ["Submitter"]
+__all__ = ["Submit", "Submitter"]
 
 log = logging.getLogger("mm4.submit")
+
+T = TypeVar("T")
 
 _QUEUED_AS = re.compile(r"\bqueued as ([A-Za-z0-9]+)")
 _ADDRESS = re.compile(r'(?:"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"|[^"<>\x00-\x20\x7f])*')
@@ -43,29 +46,24 @@ _GRACE = 1.0
 """Seconds beyond the timeout after which a session is cut from outside, whatever its thread waits for."""
 
 
+class Submit(Protocol):
+    """Hands one mail to Postfix in the thread in which it is called: see `Submitter.submit`."""
+
+    def __call__(
+        self, mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None,
+        notify: str | None = None,
+    ) -> str:  # fmt: skip
+        """Return the id that Postfix names. Raises SubmissionError."""
+
+
 class _Stale(Exception):
     """A session turned out to be dead before any of the message was handed over; nothing is submitted."""
 
 
-class _Job:
-    """One submission: what is sent, until when, and the session that works on it."""
+class _Watch:
+    """The session that works on somebody's mail, to be cut from outside."""
 
-    def __init__(
-        self,
-        mail_from: str,
-        rcpt_to: Sequence[str],
-        message: bytes,
-        envelope_id: str | None,
-        notify: str | None,
-        deadline: float,
-    ) -> None:
-        self.envelope_id = envelope_id
-        self.notify = notify
-        self.mail_from = mail_from
-        self.rcpt_to = rcpt_to
-        self.what = f"to {', '.join(rcpt_to)}"
-        self.message = message
-        self.deadline = deadline
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._session: Dialogue | None = None
         self._aborted = False
@@ -81,6 +79,26 @@ class _Job:
             self._aborted = True
             if self._session is not None:
                 self._session.kill()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One submission: what is sent, until when, and who watches it."""
+
+    mail_from: str
+    rcpt_to: Sequence[str]
+    message: bytes
+    envelope_id: str | None
+    notify: str | None
+    deadline: float
+    watch: _Watch
+
+    @property
+    def what(self) -> str:
+        return f"to {', '.join(self.rcpt_to)}"
+
+    def use(self, session: Dialogue | None) -> None:
+        self.watch.use(session)
 
 
 class Submitter:
@@ -132,19 +150,35 @@ class Submitter:
         queue id; by `smtp` it is the queue id. Raises SubmissionError for whatever goes wrong. A call that is cancelled
         may still submit.
         """
-        recipients = (rcpt_to,) if isinstance(rcpt_to, str) else tuple(rcpt_to)
-        for text in (mail_from, *recipients):
-            if not text.isascii() or not _ADDRESS.fullmatch(text):
-                raise SubmissionError(f"not an address that can be submitted: {text!a}")
+        return await self.within(lambda submit: submit(mail_from, rcpt_to, message, envelope_id, notify))
+
+    async def within(self, work: Callable[[Submit], T]) -> T:
+        """Run `work` in one of the threads, and give it a function that submits there and then.
+
+        It may do more than that, so that it need not go to another thread before and after. A session is cut when the
+        time of one submission has passed since this call. Raises what `work` raises, SubmissionError once closed.
+        """
         if self._closed:
             raise SubmissionError("the submitter is closed")
+        watch = _Watch()
+
+        def submit(
+            mail_from: str, rcpt_to: str | Sequence[str], message: bytes, envelope_id: str | None = None,
+            notify: str | None = None,
+        ) -> str:  # fmt: skip
+            recipients = (rcpt_to,) if isinstance(rcpt_to, str) else tuple(rcpt_to)
+            for text in (mail_from, *recipients):
+                if not text.isascii() or not _ADDRESS.fullmatch(text):
+                    raise SubmissionError(f"not an address that can be submitted: {text!a}")
+            return self._run(_Job(mail_from, recipients, message, envelope_id, notify, deadline, watch))
+
         loop = asyncio.get_running_loop()
-        job = _Job(mail_from, recipients, message, envelope_id, notify, time.monotonic() + self._timeout)
-        watch = loop.call_later(self._timeout + _GRACE, job.abort)
+        deadline = time.monotonic() + self._timeout
+        cut = loop.call_later(self._timeout + _GRACE, watch.abort)
         try:
-            return await loop.run_in_executor(self._pool, self._run, job)
+            return await loop.run_in_executor(self._pool, work, submit)
         finally:
-            watch.cancel()
+            cut.cancel()
             self._plan_sweep(loop)
 
     async def close(self) -> None:

@@ -17,10 +17,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from ..protocol.errors import StoreError
 from .database import Database
+from .prepared import Prepared
 
 __all__ = ["Operation", "Writer"]
 
@@ -30,6 +31,9 @@ Operation = Callable[[Connection], T]
 """Runs statements and gives back the future's result. It may run twice, the first time being undone; it
 never commits and touches nothing but the connection."""
 
+_SAVE = Prepared(text("SAVEPOINT together"))
+_RELEASE = Prepared(text("RELEASE SAVEPOINT together"))
+_BACK = Prepared(text("ROLLBACK TO SAVEPOINT together"))
 # Bounds how long one process keeps the write lock from the others: 500 take about 50 ms.
 _LARGEST_GROUP = 500
 
@@ -188,17 +192,17 @@ class Writer:
         """Run the group; gives a result or an exception for each."""
         if len(group) == 1:
             return [group[0].operation(connection)]
-        # One savepoint for all is the cheap way; one for each is taken only after a failure. As plain SQL, because
-        # begin_nested() has a new name, hence a new statement to compile, for every group.
-        connection.exec_driver_sql("SAVEPOINT together")
+        # One savepoint for all is the cheap way; one for each is taken only after a failure. Not by begin_nested(),
+        # which has a new name, hence a new statement to compile, for every group.
+        _SAVE.change(connection, {})
         try:
             results = [work.operation(connection) for work in group]
-            connection.exec_driver_sql("RELEASE SAVEPOINT together")
+            _RELEASE.change(connection, {})
             return results
         except Exception as error:
             if self._database.undone(error):
                 raise
-            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT together")
+            _BACK.change(connection, {})
         return [self._alone(connection, work) for work in group]
 
     def _alone(self, connection: Connection, work: _Work) -> Any:
