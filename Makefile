@@ -13,7 +13,7 @@ help:
 	@echo "make test       all tests; those with a private Postfix need root"
 	@echo "make test-docker  the tests in containers: Debian 12 and 13, systemd, Ansible, the image (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
-	@echo "make bench      messages a second beside a Postfix without a milter (root)"
+	@echo "make bench      messages a second beside a Postfix without a milter, part by part (root)"
 	@echo "make lint       ruff and mypy"
 
 setup:

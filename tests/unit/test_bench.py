@@ -10,7 +10,8 @@ import pytest
 from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
 from bench.plain import without_milter
-from bench.run import arguments, requests
+from bench.run import arguments
+from bench.traffic import requests
 from mm4.postfix.maps import reference
 from mm4.protocol.headers import split
 from mm4.protocol.reader import read
@@ -37,9 +38,9 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_the_tables_hold_medians_and_extremes() -> None:
     assert spread([0.5, 0.8, 0.6], 2) == "0.60 (0.50-0.80)"
-    speed, cpu = "\n".join(speed_table(RUNS[:4])), "\n".join(cpu_table(RUNS[:4]))
-    assert "| 40 kB | L | 150 (100-200) | 1 | - | - | - |" in speed
-    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 0.60 | 2.0 ms | 4.0 ms |" in speed
+    speed, cpu = "\n".join(speed_table(RUNS[:4], "L")), "\n".join(cpu_table(RUNS[:4]))
+    assert "| 40 kB | L | 150 (100-200) | 1 | - | - |" in speed
+    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 ms | 4.0 ms |" in speed
     assert "| 40 kB | smtp | 7.00 | - | 3.00 | - | - | 10.00 |" in cpu
 
 
@@ -79,6 +80,9 @@ def test_l_is_the_reference_postfix_without_milter_and_filter() -> None:
     without = without_milter(with_it)
     gone = set(with_it.splitlines()) - set(without.splitlines())
     assert sorted(line.split("=")[0].strip() for line in gone) == ["-o smtpd_command_filter", "-o { smtpd_milters"]
+    another = without_milter(with_it, milter=True)
+    gone = set(with_it.splitlines()) - set(another.splitlines())
+    assert [line.split("=")[0].strip() for line in gone] == ["-o smtpd_command_filter"]
     with pytest.raises(ValueError, match="expected 2"):
         without_milter(without)
 
@@ -93,8 +97,8 @@ def test_every_request_is_a_valid_req_of_its_size_with_ids_of_its_own(size: int)
         assert len({pdu.get(name) for pdu in pdus}) == 3
 
 
-@pytest.mark.parametrize("wrong", ["--sizes=x", "--sizes=1", "--rounds=0", "--messages=0", "--sessions=0"])
+@pytest.mark.parametrize("wrong", ["--only=x", "--only=", "--rounds=-1", "--messages=x", "--short --write", "--only=wire --write"])
 def test_a_wrong_option_ends_with_2(wrong: str) -> None:
     with pytest.raises(SystemExit) as end:
-        arguments([wrong])
+        arguments(wrong.split())
     assert end.value.code == 2
