@@ -14,12 +14,15 @@ from harness import NORTH, forward_req, headers_of, wait_for
 
 from .cpu import processes
 from .daemon import PEER, Daemon
-from .figures import Run, of, percentile, ratios, spread
+from .figures import Run, each, of, percentile, ratios, spread
 from .noop import Noop
 from .part import Asked, Part, Target, Wrong, say, table
-from .wire import MARK, Conversation, Outcome, conversation, drive, negotiate
+from .wire import DIGITS, MARK, Conversation, Outcome, conversation, drive, negotiate
 
-__all__ = ["DEFAULT_WORKERS", "Load", "Milter", "measure", "request", "rows", "wire"]
+__all__ = [
+    "DEFAULT_WORKERS", "Load", "Milter", "comparison", "cpu_of", "kept", "measure", "milters", "request", "scattered", "sqlite",
+    "taking_turns", "timed", "wire", "workers",
+]  # fmt: skip
 
 WORKERS = "milter workers"
 DEFAULT_WORKERS = 2
@@ -60,20 +63,30 @@ class Milter:
 def request(label: str) -> tuple[str, str, list[tuple[str, bytes]]]:
     """A peer's REQ that asks for an ack: MAIL FROM, RCPT TO, headers; with MARK in ids and recipient."""
     sender, number = "+447700900101", f"+491511{MARK}"
-    ids = (f'"{label}-{MARK}@{PEER}"', f'"m{label}-{MARK}@{PEER}"')
+    ids = (f'"{MARK}-{label}@{PEER}"', f'"m{MARK}-{label}@{PEER}"')
     message = forward_req(sender=sender, to=number, ids=ids, system=f"PostMaster@{PEER}")
     return f"{sender}/TYPE=PLMN@{PEER}", f"{number}/TYPE=PLMN@mms.gw.example", headers_of(message)
 
 
-def rows(url: str, label: str) -> dict[str, int]:
-    """How often each transaction id that begins with the label is in the store."""
-    found = execute(
-        url,
-        "SELECT transaction_id, count(*) FROM transactions WHERE transaction_id >= :first AND transaction_id < :last "
-        "GROUP BY transaction_id",
-        first=f"{label}-", last=f"{label}.",
-    )  # fmt: skip
-    return dict(map(tuple, found))
+def scattered(first: int, count: int) -> list[int]:
+    """Numbers without order, each once: ids of many peers do not come sorted, as a database would like it."""
+    return [n * 7654321 % 10**DIGITS for n in range(first, first + count)]
+
+
+def kept(url: str, ids: Sequence[str]) -> int:
+    """How many of these transaction ids are in the store. Raises Wrong where one is there twice."""
+    found = 0
+    for start in range(0, len(ids), 500):
+        names = ", ".join(f"'{name}'" for name in ids[start : start + 500])
+        (row,) = execute(
+            url,
+            "SELECT count(*), count(DISTINCT transaction_id) FROM transactions "
+            f"WHERE type = 'MM4_forward.REQ' AND transaction_id IN ({names})",
+        )
+        if row[0] != row[1]:
+            raise Wrong(f"{url}: {row[0] - row[1]} messages are there twice")
+        found += row[0]
+    return found
 
 
 def _cpu(pids: Sequence[int]) -> float:
@@ -81,37 +94,35 @@ def _cpu(pids: Sequence[int]) -> float:
     return sum(found[pid].own for pid in pids if pid in found)
 
 
-def measure(
-    milter: Milter, number: int, load: Load, count: int, label: str = "", talk: Conversation | None = None
-) -> Run:
+def measure(milter: Milter, number: int, load: Load, count: int, *, first: int = 0) -> Run:
     """One run, after which every message has its row. Raises Wrong, Refused."""
-    label = label or f"{milter.name.replace(' ', '')}-{load.name.replace(' ', '').replace(',', '')}-{number}"
-    if talk is None:
-        talk = conversation(negotiate(milter.socket), NORTH, *request(label))
-    if milter.url is None:
-        count *= FASTER
+    label = f"{milter.name}-{load.name}-{number}".replace(" ", "").replace(",", "")
+    talk = conversation(negotiate(milter.socket), NORTH, *request(label))
+    numbers = scattered(first, count if milter.url else count * FASTER)
+    run, outcome = timed(milter, number, load, talk, numbers)
+    if milter.url is not None:
+        if outcome.tokens != count:
+            raise Wrong(f"{label}: {outcome.tokens} of {count} messages got a recipient at the responder")
+        there = kept(milter.url, [f"{n:0{DIGITS}d}-{label}@{PEER}" for n in numbers])
+        if there != count:
+            raise Wrong(f"{label}: {there} of {count} messages have a row")
+    return run
+
+
+def timed(
+    milter: Milter, number: int, load: Load, talk: Conversation, numbers: Sequence[int]
+) -> tuple[Run, Outcome]:
+    """Send these numbers, with the workers' CPU; every one has its verdict. Raises Wrong, Refused."""
     os.sync()  # what an earlier run left to be written is not this run's load
     before = _cpu(milter.workers)
-    outcome = drive(milter.socket, talk, range(count), load.sessions, keep=load.keep, rate=load.rate)
+    outcome = drive(milter.socket, talk, numbers, load.sessions, keep=load.keep, rate=load.rate)
     cpu = _cpu(milter.workers) - before
-    check(milter, label, outcome, count)
-    return Run(
-        number, milter.name, load.name, count, outcome.seconds, outcome.seconds, outcome.eom, {WORKERS: cpu}
+    if outcome.messages != len(numbers):
+        raise Wrong(f"{milter.name}: {outcome.messages} verdicts for {len(numbers)} messages")
+    run = Run(
+        number, milter.name, load.name, len(numbers), outcome.seconds, outcome.seconds, outcome.eom, {WORKERS: cpu}
     )
-
-
-def check(milter: Milter, label: str, outcome: Outcome, count: int) -> None:
-    """That every message was accepted, has a recipient at the responder and one row. Raises Wrong."""
-    if outcome.messages != count:
-        raise Wrong(f"{label}: {outcome.messages} verdicts for {count} messages")
-    if milter.url is None:
-        return
-    if outcome.tokens != count:
-        raise Wrong(f"{label}: {outcome.tokens} of {count} messages got a recipient at the responder")
-    kept = rows(milter.url, label)
-    due = {f"{label}-{n:07d}@{PEER}" for n in range(count)}
-    if set(kept) != due or any(times != 1 for times in kept.values()):
-        raise Wrong(f"{label}: {len(due - set(kept))} of {count} messages have no row, {sum(kept.values())} rows in all")
+    return run, outcome
 
 
 @contextlib.contextmanager
@@ -142,6 +153,9 @@ def sqlite(folder: Path) -> str:
     return f"sqlite:///{folder}/mm4.db"
 
 
+_KINDS: dict[str, Callable[[Path], str] | None] = {"no-op": None, "mm4": sqlite}
+
+
 def taking_turns(asked: Asked, made: Sequence[Milter], loads: Sequence[Load], count: int) -> list[Run]:
     """Every load by every milter in turn, round after round; who begins changes."""
     runs = []
@@ -160,6 +174,18 @@ def cpu_of(runs: Sequence[Run]) -> float:
     return statistics.median(1000 * run.cpu[WORKERS] / run.messages for run in runs)
 
 
+def comparison(runs: Sequence[Run], base: str, what: str = "milter") -> list[str]:
+    """A row for each load and milter; the ratio is to the base in the same round, times are as the client sees them."""
+    lines = []
+    for load, kind, found in each(runs):
+        eom = [ms for run in found for ms in run.eom]
+        share = "1" if kind == base else spread(ratios(runs, kind, load, base), 2)
+        times = [f"{percentile(eom, p):.1f} ms" for p in (0.50, 0.99)]
+        rate = spread([run.rate for run in found], 0)
+        lines.append([load, kind, rate, share, f"{cpu_of(found):.2f} ms", *times])
+    return table(["sessions", what, "messages/s", f"ratio to {base}", "workers' CPU a message", "p50", "p99"], lines)
+
+
 def wire(asked: Asked) -> Part:
     """The milter beside one that does nothing, by number of sessions."""
     loads = [Load(1), Load(20), Load(100), Load(20, keep=True), Load(100, keep=True)]
@@ -174,19 +200,9 @@ def wire(asked: Asked) -> Part:
         half = statistics.median(run.rate for run in of(runs, "mm4", loads[-1].name)) / 2
         paced = Load(loads[-1].sessions, keep=True, rate=half)
         calm = measure(made[1], 1, paced, asked.many(2000, asked.messages))
-    table_rows = []
-    for load in loads:
-        for kind in ("no-op", "mm4"):
-            found = of(runs, kind, load.name)
-            eom = [ms for run in found for ms in run.eom]
-            share = "1" if kind == "no-op" else spread(ratios(runs, kind, load.name, "no-op"), 2)
-            times = [f"{percentile(eom, p):.1f} ms" for p in (0.50, 0.99)]
-            table_rows.append(
-                [load.name, kind, spread([run.rate for run in found], 0), share, f"{cpu_of(found):.2f} ms", *times]
-            )
     p50, p99 = (percentile(calm.eom, share) for share in (0.50, 0.99))
     lines = [
-        *table(["sessions", "milter", "messages/s", "ratio to no-op", "workers' CPU a message", "p50", "p99"], table_rows),
+        *comparison(runs, "no-op"),
         "",
         f"Below its limit, {calm.load}, {calm.messages} messages: p50 {p50:.1f} ms, p99 {p99:.1f} ms.",
     ]
@@ -194,9 +210,17 @@ def wire(asked: Asked) -> Part:
     for load in loads:
         if load.sessions == 20:
             middle = statistics.median(ratios(runs, "mm4", load.name, "no-op"))
-            targets.append(
-                Target(f"the milter alone, {load.name}, to a no-op pymilter", f">= {ALONE:.2f}", f"{middle:.2f}",
-                       middle >= ALONE)
-            )  # fmt: skip
+            what = f"the milter alone, {load.name}, to a no-op pymilter"
+            targets.append(Target(what, f">= {ALONE:.2f}", f"{middle:.2f}", middle >= ALONE))
     targets.append(Target(f"eom p99, the milter alone, {calm.load}", f"< {EOM:.0f} ms", f"{p99:.1f} ms", p99 < EOM))
     return Part("The milter alone", lines, targets, {"runs": [asdict(run) for run in [*runs, calm]]})
+
+
+def workers(asked: Asked) -> Part:
+    """The milter and the one that does nothing, with 1, 2 and 4 workers."""
+    names = {number: f"{number} worker{'s' if number > 1 else ''}" for number in (1, 2, 4)}
+    load = Load(20)
+    wanted = [(f"{kind}, {name}", n, store) for n, name in names.items() for kind, store in _KINDS.items()]
+    with milters(asked, *wanted) as made:
+        runs = taking_turns(asked, made, [load], asked.messages)
+    return Part("Workers", comparison(runs, f"mm4, {names[1]}"), [], {"runs": [asdict(run) for run in runs]})

@@ -36,6 +36,7 @@ class Daemon:
             yaml.safe_dump(
                 {
                     "local": {
+                        "clients": [f"{LOCAL}/32"],
                         "domain": "mms.gw.example", "system_address": "system-user@mms.gw.example",
                         "numbers": ["+491511"], "deliver_to": "{number}@mmsc.gw.example", "next_hop": f"[{LOCAL}]:9",
                     },
@@ -75,9 +76,10 @@ class Daemon:
         return self._children("mm4.postfix.worker")
 
     @property
-    def responder(self) -> list[int]:
+    def responder(self) -> int:
         """Process id of the responder."""
-        return self._children("mm4.postfix.answerer")
+        (pid,) = self._children("mm4.postfix.answerer")
+        return pid
 
     def _children(self, module: str) -> list[int]:
         assert self.process is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from .cpu import GROUPS
 from .part import table
 
-__all__ = ["BEGIN", "END", "Run", "cpu_table", "of", "percentile", "ratios", "replaced", "speed_table", "spread"]
+__all__ = ["BEGIN", "END", "Run", "cpu_table", "each", "of", "percentile", "ratios", "replaced", "speed_table", "spread"]
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -62,7 +62,7 @@ def of(runs: Iterable[Run], kind: str, load: str) -> list[Run]:
     return [run for run in runs if run.kind == kind and run.load == load]
 
 
-def _each(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
+def each(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
     """Loads and kinds in the order in which they first came."""
     kinds, loads = (list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("kind", "load"))
     found = [(load, kind, of(runs, kind, load)) for load in loads for kind in sorted(kinds, key=kinds.index)]
@@ -72,7 +72,7 @@ def _each(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
 def speed_table(runs: Sequence[Run], base: str) -> list[str]:
     """Rates, ratios to the base and CPU, median (lowest-highest) over the rounds; eom times over all messages."""
     rows = []
-    for load, kind, found in _each(runs):
+    for load, kind, found in each(runs):
         eom = [ms for run in found for ms in run.eom]
         share = spread(ratios(runs, kind, load, base), 2) if kind != base else "1"
         times = [f"{percentile(eom, p):.1f} ms" if eom else "-" for p in (0.50, 0.99)]
@@ -83,10 +83,10 @@ def speed_table(runs: Sequence[Run], base: str) -> list[str]:
 def cpu_table(runs: Sequence[Run], groups: Sequence[str] = GROUPS) -> list[str]:
     """Milliseconds of CPU a message by group, medians over the rounds."""
     rows = []
-    for load, kind, found in _each(runs):
+    for load, kind, found in each(runs):
         spent = [[1000 * run.cpu.get(group, 0.0) / run.messages for run in found] for group in groups]
-        each = [statistics.median(values) for values in spent]
-        rows.append([load, kind, *(f"{ms:.2f}" if ms else "-" for ms in each), f"{sum(each):.2f}"])
+        middle = [statistics.median(values) for values in spent]
+        rows.append([load, kind, *(f"{ms:.2f}" if ms else "-" for ms in middle), f"{sum(middle):.2f}"])
     return table(["load", "kind", *groups, "sum"], rows)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import alone, traffic
+from bench import alone, endurance, lint, policy, reach, start, stores, traffic
 from bench.figures import replaced
 from bench.machine import machine_lines
 from bench.part import Asked, Measure, Part, Wrong, say, table
@@ -34,6 +34,14 @@ PARTS: Mapping[str, Measure] = {
     "sizes": traffic.sizes,
     "sessions": traffic.sessions,
     "wire": alone.wire,
+    "workers": alone.workers,
+    "stores": stores.stores,
+    "memory": endurance.growth,
+    "storm": endurance.storm,
+    "start": start.start,
+    "reach": reach.reach,
+    "rules": policy.policy,
+    "lint": lint.lint,
 }
 """In the order of the page."""
 
