@@ -9,8 +9,9 @@ import pytest
 
 from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
+from bench.part import Part, Target
 from bench.plain import without_milter
-from bench.run import arguments
+from bench.run import arguments, page
 from bench.traffic import requests
 from mm4.postfix.maps import reference
 from mm4.protocol.headers import split
@@ -23,6 +24,10 @@ RUNS = [
     Run(2, "smtp", "40 kB", 100, 1.25, 0.4, (3.0, 4.0), {"Postfix": 0.6, "responder": 0.4}),
     Run(1, "smtp", "400 kB", 100, 1.0, 0.4),
 ]
+
+
+def test_a_ratio_is_to_what_it_is_asked_for() -> None:
+    assert ratios(RUNS, "L", "40 kB", "smtp") == [2.0, 1.25]
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
@@ -46,9 +51,20 @@ def test_the_tables_hold_medians_and_extremes() -> None:
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
     assert replaced(f"a\n{BEGIN}\nold\n{END}\nz\n", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nz\n"
-    for page in (f"{END}{BEGIN}", BEGIN, "", f"{BEGIN}{BEGIN}{END}"):
+    for text in (f"{END}{BEGIN}", BEGIN, "", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(ValueError, match="needs one"):
-            replaced(page, "new")
+            replaced(text, "new")
+
+
+def test_every_part_and_every_target_is_on_the_page() -> None:
+    parts = {
+        "a": Part("First", ["| x |"], [Target("speed", ">= 0.60", "0.52", False), Target("size", "< 5 MB", "1.0 MB", True)]),
+        "b": Part("Second", ["| y |"]),
+    }
+    text = page(parts, ["- a machine"])
+    assert text.startswith("- a machine\n")
+    assert "| speed | >= 0.60 | 0.52 | **missed** |\n| size | < 5 MB | 1.0 MB | met |\n" in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["### Targets", "### First", "### Second"]
 
 
 def test_the_page_can_be_written() -> None:
