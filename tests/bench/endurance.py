@@ -26,7 +26,7 @@ GROWTH = 5.0
 def growth(asked: Asked) -> Part:
     """Memory of each process of one daemon after 10^3, 10^4 and 10^5 messages."""
     marks = (100, 200, 400) if asked.short else (1_000, 10_000, 100_000)
-    load = Load(20, keep=True)
+    load = Load(100)
     held: dict[str, list[float]] = {}
     asked.folder.joinpath("daemon").mkdir()
     daemon = Daemon(asked.folder / "daemon", sqlite(asked.folder), DEFAULT_WORKERS)

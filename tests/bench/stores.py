@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,22 +27,17 @@ def stores(asked: Asked) -> Part:
     many = asked.many(1_000_000, 2_000)
     load = Load(20)
 
-    def filled(make: Callable[[Path], str]) -> Callable[[Path], str]:
-        def made(folder: Path) -> str:
-            url = make(folder)
-            begun = time.monotonic()
-            fill(url, many)
-            say(f"{many} transactions into {url.partition(':')[0]}: {time.monotonic() - begun:.0f} s")
-            return url
-
-        return made
-
-    server = Cluster(fsync=True, parent=asked.folder, shared_buffers="128MB", autovacuum="on")
-    with server:
-        postgresql: Callable[[Path], str] = lambda _: server.database()  # noqa: E731
-        kinds = {
-            "SQLite": sqlite, f"SQLite, {many:,} stored": filled(sqlite),
-            "PostgreSQL": postgresql, f"PostgreSQL, {many:,} stored": filled(postgresql),
+    asked.folder.joinpath("filled").mkdir()
+    with Cluster(fsync=True, parent=asked.folder, shared_buffers="128MB", autovacuum="on") as server:
+        begun = time.monotonic()
+        urls = {"SQLite": sqlite(asked.folder / "filled"), "PostgreSQL": server.database()}
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda url: fill(url, many), urls.values()):
+                pass
+        say(f"{many:,} transactions into each of {' and '.join(urls)}: {time.monotonic() - begun:.0f} s")
+        kinds: dict[str, Callable[[Path], str]] = {
+            "SQLite": sqlite, f"SQLite, {many:,} stored": lambda _: urls["SQLite"],
+            "PostgreSQL": lambda _: server.database(), f"PostgreSQL, {many:,} stored": lambda _: urls["PostgreSQL"],
         }  # fmt: skip
         with milters(asked, *((name, DEFAULT_WORKERS, make) for name, make in kinds.items())) as made:
             runs = taking_turns(asked, made, [load], asked.many(2 * asked.messages, asked.messages))
