@@ -13,25 +13,22 @@ from cluster import execute
 from harness import NORTH, forward_req, headers_of, wait_for
 
 from .cpu import processes
-from .daemon import PEER, Daemon
-from .figures import Run, each, of, percentile, ratios, spread
+from .daemon import PEER, WORKERS, Daemon
+from .figures import EOM, Run, each, of, percentile, ratios, spread
 from .noop import Noop
 from .part import Asked, Part, Target, Wrong, say, table
 from .wire import DIGITS, MARK, Conversation, Outcome, conversation, drive, negotiate
 
 __all__ = [
-    "DEFAULT_WORKERS", "Load", "Milter", "comparison", "cpu_of", "kept", "measure", "milters", "request", "scattered", "sqlite",
+    "Load", "Milter", "comparison", "cpu_of", "kept", "measure", "milters", "request", "scattered", "sqlite",
     "taking_turns", "timed", "wire", "workers",
 ]  # fmt: skip
 
-WORKERS = "milter workers"
-DEFAULT_WORKERS = 2
 ALONE = 0.60
 """The share of the no-op pymilter's messages a second that the milter alone has to reach."""
 FASTER = 5
 """Times as many messages for the no-op one, which is through with few before anything can be measured."""
-EOM = 20.0
-"""Milliseconds within which 99 of 100 ends of message have to be answered at 100 sessions."""
+_WORKERS = "milter workers"
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def timed(
     if outcome.messages != len(numbers):
         raise Wrong(f"{milter.name}: {outcome.messages} verdicts for {len(numbers)} messages")
     run = Run(
-        number, milter.name, load.name, len(numbers), outcome.seconds, outcome.seconds, outcome.eom, {WORKERS: cpu}
+        number, milter.name, load.name, len(numbers), outcome.seconds, outcome.seconds, outcome.eom, {_WORKERS: cpu}
     )
     return run, outcome
 
@@ -171,7 +168,7 @@ def taking_turns(asked: Asked, made: Sequence[Milter], loads: Sequence[Load], co
 
 def cpu_of(runs: Sequence[Run]) -> float:
     """Milliseconds of the workers' CPU a message, median over the runs."""
-    return statistics.median(1000 * run.cpu[WORKERS] / run.messages for run in runs)
+    return statistics.median(1000 * run.cpu[_WORKERS] / run.messages for run in runs)
 
 
 def comparison(runs: Sequence[Run], base: str, what: str = "milter") -> list[str]:
@@ -191,7 +188,7 @@ def wire(asked: Asked) -> Part:
     loads = [Load(1), Load(20), Load(100), Load(20, keep=True), Load(100, keep=True)]
     if asked.short:
         loads = [Load(20)]
-    with milters(asked, ("no-op", DEFAULT_WORKERS, None), ("mm4", DEFAULT_WORKERS, sqlite)) as made:
+    with milters(asked, ("no-op", WORKERS, None), ("mm4", WORKERS, sqlite)) as made:
         packets = [negotiate(milter.socket).packet for milter in made]
         if packets[0] != packets[1]:
             raise Wrong("the no-op milter negotiates something else than mm4 serve")

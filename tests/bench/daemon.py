@@ -15,9 +15,11 @@ from harness import LOCAL, NORTH, SECONDS
 
 from .cpu import processes
 
-__all__ = ["PEER", "Daemon"]
+__all__ = ["PEER", "WORKERS", "Daemon"]
 
 PEER = "mms.north.example"
+WORKERS = 2
+"""The gateway's own default."""
 
 
 class Daemon:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster import execute
 from harness import NORTH
 
-from .alone import DEFAULT_WORKERS, Load, Milter, comparison, measure, milters, sqlite, timed
+from .alone import Load, Milter, comparison, measure, milters, sqlite, timed
 from .cpu import memory
-from .daemon import PEER, Daemon
+from .daemon import PEER, WORKERS, Daemon
 from .figures import Run, percentile, ratios
 from .filler import MESSAGE_ID, fill
 from .part import Asked, Part, Target, Wrong, say, table
@@ -29,7 +28,7 @@ def growth(asked: Asked) -> Part:
     load = Load(100)
     held: dict[str, list[float]] = {}
     asked.folder.joinpath("daemon").mkdir()
-    daemon = Daemon(asked.folder / "daemon", sqlite(asked.folder), DEFAULT_WORKERS)
+    daemon = Daemon(asked.folder / "daemon", sqlite(asked.folder), WORKERS)
     runs = []
     try:
         milter = Milter("mm4", daemon.socket, daemon.workers, daemon.store)
@@ -85,7 +84,7 @@ def storm(asked: Asked) -> Part:
     url = sqlite(asked.folder)
     fill(url, batch * rounds, sent=True)
     runs: list[Run] = []
-    with milters(asked, ("requests", DEFAULT_WORKERS, lambda _: url)) as (requests,):
+    with milters(asked, ("requests", WORKERS, lambda _: url)) as (requests,):
         reports = Milter("reports", requests.socket, requests.workers, url)
         agreed = negotiate(reports.socket)
         envelope = f"system-user@{PEER}", "+491511000001/TYPE=PLMN@mms.gw.example"
@@ -111,10 +110,11 @@ def storm(asked: Asked) -> Part:
 
 def correlated(url: str, count: int) -> None:
     """That each report was kept once, and answered as one on a message that we sent. Raises Wrong."""
-    found: Sequence[tuple[str, int]] = execute(
+    found = execute(
         url,
         "SELECT m.answer_status, count(DISTINCT t.message_id) FROM transactions t JOIN messages m ON m.token = t.token "
         "WHERE t.type = 'MM4_delivery_report.REQ' AND t.report = 'Retrieved' GROUP BY m.answer_status",
     )
-    if dict(map(tuple, found)) != {"Ok": count}:
-        raise Wrong(f"{count} reports, of which {dict(map(tuple, found))} were kept, by the status of their answers")
+    by_status = {status: number for status, number in found}  # noqa: C416 - rows, which are no pairs to mypy
+    if by_status != {"Ok": count}:
+        raise Wrong(f"{count} reports, of which {by_status} were kept, by the status of their answers")

@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from .cpu import GROUPS
 from .part import table
 
-__all__ = ["BEGIN", "END", "Run", "cpu_table", "each", "of", "percentile", "ratios", "replaced", "speed_table", "spread"]
+__all__ = [
+    "BEGIN", "END", "EOM", "Run", "cpu_table", "each", "of", "percentile", "ratios", "replaced", "speed_table", "spread",
+]  # fmt: skip
+
+EOM = 20.0
+"""Milliseconds within which 99 of 100 ends of message have to be answered at 100 sessions."""
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 

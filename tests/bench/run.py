@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -131,6 +132,8 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("bench: has to run as root, as a private Postfix does: sudo make bench", file=sys.stderr)
         return 2
+    # What was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begun = time.monotonic()
     try:
         with places(options) as asked:

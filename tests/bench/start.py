@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from harness import NORTH, SECONDS
 
-from .alone import DEFAULT_WORKERS, request, sqlite
-from .daemon import Daemon
+from .alone import request, sqlite
+from .daemon import WORKERS, Daemon
 from .figures import spread
 from .part import Asked, Part, Target, Wrong, table
 from .wire import Conversation, conversation, drive, negotiate
@@ -28,7 +28,7 @@ HELP = 0.25
 def start(asked: Asked) -> Part:
     """Both, several times; with the computing time, which a busy machine does not change."""
     times = asked.many(max(asked.rounds, 5), 1)
-    daemon = Daemon(asked.folder / "daemon", sqlite(asked.folder), DEFAULT_WORKERS)
+    daemon = Daemon(asked.folder / "daemon", sqlite(asked.folder), WORKERS)
     served, computed = [], []
     try:
         talk = conversation(negotiate(daemon.socket), NORTH, *request("start"))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster import Cluster
 
-from .alone import DEFAULT_WORKERS, Load, comparison, milters, sqlite, taking_turns
+from .alone import Load, comparison, milters, sqlite, taking_turns
+from .daemon import WORKERS
 from .figures import ratios
 from .filler import fill
 from .part import Asked, Part, Target, say
@@ -39,7 +40,7 @@ def stores(asked: Asked) -> Part:
             "SQLite": sqlite, f"SQLite, {many:,} stored": lambda _: urls["SQLite"],
             "PostgreSQL": lambda _: server.database(), f"PostgreSQL, {many:,} stored": lambda _: urls["PostgreSQL"],
         }  # fmt: skip
-        with milters(asked, *((name, DEFAULT_WORKERS, make) for name, make in kinds.items())) as made:
+        with milters(asked, *((name, WORKERS, make) for name, make in kinds.items())) as made:
             runs = taking_turns(asked, made, [load], asked.many(2 * asked.messages, asked.messages))
     targets = []
     for name in ("SQLite", "PostgreSQL"):

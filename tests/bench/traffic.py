@@ -23,7 +23,8 @@ from pathlib import Path
 from harness import LOCAL, NORTH, Sandbox, forward_req, wait_for
 
 from .cpu import memory_of, processes, spent, total
-from .figures import Run, cpu_table, of, percentile, ratios, speed_table, spread
+from .daemon import PEER, WORKERS
+from .figures import EOM, Run, cpu_table, of, percentile, ratios, speed_table, spread
 from .noop import Noop
 from .part import Asked, Part, Target, Wrong, say
 from .plain import PlainPostfix
@@ -37,9 +38,6 @@ FLOORS = {"smtp": 0.60, "sendmail": 0.40}
 """The share of L that each way of submission has to reach."""
 GOALS = {"smtp": 0.80, "sendmail": 0.50}
 """The share that is aimed at."""
-EOM = 20.0
-"""Milliseconds within which 99 of 100 ends of message have to be answered at 100 sessions."""
-PEER = "mms.north.example"
 SENDER = f"+447700900101/TYPE=PLMN@{PEER}"
 SYSTEM = f"PostMaster@{PEER}"
 CONFIG = """\
@@ -68,8 +66,6 @@ Message-ID: <a139fb30a356d829ae137ba6a18799ed@mms.gw.example>\r
 MIME-Version: 1.0\r
 \r
 """
-WORKERS = 2
-"""The gateway's own default."""
 LIMIT = 300.0
 """Seconds until a run that does not finish has failed."""
 

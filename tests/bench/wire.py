@@ -41,6 +41,8 @@ _CHUNK = 65535
 _ABORT, _QUIT = (struct.pack("!I", 1) + letter for letter in (b"A", b"Q"))
 _CONTINUE = struct.pack("!I", 1) + b"c"
 _SECONDS = 120.0  # without any reply at all: a milter that is gone
+_Event = tuple[str, Sequence[str | bytes]]
+"""A command and what goes with it; text ends in NUL."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,15 @@ def conversation(
         "{rcpt_host}": rcpt_to.rpartition("@")[2],
     }  # fmt: skip
     port = struct.pack("!H", 40000)
-    opening = [("C", [client, b"4" + port, client]), ("H", ["bench.north.example"])]
-    message: list[tuple[str, list[str | bytes]]] = [
+    opening: list[_Event] = [("C", [client, b"4" + port, client]), ("H", ["bench.north.example"])]
+    lines: list[_Event] = [("L", [name, value.removeprefix(b" ") + b"\0"]) for name, value in headers]
+    chunks: list[_Event] = [("B", [body[start : start + _CHUNK]]) for start in range(0, len(body), _CHUNK)]
+    message: list[_Event] = [
         ("M", [f"<{mail_from}>", f"SIZE={len(body) + 1300}"]), ("R", [f"<{rcpt_to}>"]), ("T", []),
-        *(("L", [name, value.removeprefix(b" ") + b"\0"]) for name, value in headers), ("N", []),
-        *(("B", [body[start : start + _CHUNK]]) for start in range(0, len(body), _CHUNK)), ("E", []),
+        *lines, ("N", []), *chunks, ("E", []),
     ]  # fmt: skip
 
-    def steps(events: Iterable[tuple[str, list[str | bytes]]]) -> Iterator[_Step]:
+    def steps(events: Iterable[_Event]) -> Iterator[_Step]:
         waiting = b""
         for command, parts in events:
             if agreed.flags & _NOT_SENT.get(command, 0):
@@ -162,19 +165,21 @@ def conversation(
         if waiting:
             raise ValueError("a milter that answers nothing at the end of what is sent to it")
 
-    return Conversation([_Step(_OFFERED, "O"), *steps(opening)], list(steps(message)), agreed.packet)  # type: ignore[arg-type]
+    return Conversation([_Step(_OFFERED, "O"), *steps(opening)], list(steps(message)), agreed.packet)
 
 
+@dataclass(slots=True)
 class _Session:
-    """One connection at a time, with message after message or one."""
+    """One connection after the other, or one that is kept; and where its message is."""
 
-    __slots__ = ("began", "left", "number", "opening", "path", "read", "socket", "steps", "token", "waits")
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.socket: socket.socket | None = None
-        self.number = b""
-        self.began = 0.0
+    socket: socket.socket | None = None
+    number: bytes = b""
+    steps: deque[_Step] = field(default_factory=deque)
+    waits: str = ""
+    """The command whose reply is due."""
+    read: bytes = b""
+    token: bool = False
+    began: float = 0.0
 
 
 class _Drive:
@@ -194,10 +199,9 @@ class _Drive:
         self.outcome = Outcome()
         self.due = 0.0
         self.next: bytes | None = None
-        self.abandoned: list[_Session] = []
 
     def run(self, sessions: int) -> Outcome:
-        self.idle.extend(_Session(self.path) for _ in range(sessions))
+        self.idle.extend(_Session() for _ in range(sessions))
         begun = self.due = time.perf_counter()
         self._advance()
         while self.next is not None or self.busy:

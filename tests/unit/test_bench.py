@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
 from bench.part import Part, Target
 from bench.plain import without_milter
-from bench.run import arguments, page
+from bench.run import PAGE, PARTS, arguments, page
 from bench.traffic import requests
 from mm4.postfix.maps import reference
 from mm4.protocol.headers import split
@@ -68,8 +67,12 @@ def test_every_part_and_every_target_is_on_the_page() -> None:
 
 
 def test_the_page_can_be_written() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-    assert replaced(page.read_text(), "new")
+    assert replaced(PAGE.read_text(), "new")
+
+
+def test_the_page_names_every_part() -> None:
+    text = PAGE.read_text()
+    assert [name for name in PARTS if f"`{name}`" not in text] == []
 
 
 def test_seconds_go_to_the_group_that_spent_them() -> None:

@@ -24,12 +24,16 @@ MESSAGES = 40
 def bench(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `make bench` measures, of each part that is quick enough; it fails where a message, row or ack is missing."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, str(RUN), "--short", "--messages", str(MESSAGES), "--only", "sizes,wire,storm", "--json", str(file)],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-4000:]}"
-    return dict(json.loads(file.read_text()), page=done.stdout)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            page, said = process.communicate(timeout=300)
+        finally:
+            process.terminate()  # it stops what it started, which a kill would leave
+    assert process.returncode == 0, f"exit {process.returncode}\n{said[-4000:]}"
+    return dict(json.loads(file.read_text()), page=page)
 
 
 def runs(bench: dict[str, Any], part: str, kind: str) -> list[dict[str, Any]]:
