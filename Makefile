@@ -5,7 +5,7 @@ VENV = .venv/bin
 HERE = tests/docker/test_images.py tests/integration tests/corpus tests/unit
 IN_CONTAINERS = $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/docker
 
-.PHONY: help setup demo test test-docker test-fast bench lint
+.PHONY: help setup demo test test-docker test-fast bench bench-write lint
 
 help:
 	@echo "make setup      Debian packages that are missing, and .venv with everything"
@@ -13,7 +13,8 @@ help:
 	@echo "make test       all tests; those with a private Postfix need root"
 	@echo "make test-docker  the tests in containers: Debian 12 and 13, systemd, Ansible, the image (root)"
 	@echo "make test-fast  unit tests and corpus, no Postfix"
-	@echo "make bench      messages a second beside a Postfix without a milter (root)"
+	@echo "make bench      messages a second beside a Postfix without a milter, part by part (root)"
+	@echo "make bench-write  the same into docs/performance.md"
 	@echo "make lint       ruff and mypy"
 
 setup:
@@ -36,8 +37,10 @@ test-fast: setup
 
 bench: setup
 	$(VENV)/python tests/bench/run.py
-	$(VENV)/python tests/bench/lint.py
-	$(VENV)/python tests/bench/reach.py
+
+# docs/performance.md, whole. On a machine that does nothing else.
+bench-write: setup
+	$(VENV)/python tests/bench/run.py --write
 
 # Layout is by hand: `ruff format` would take tables and long reasons apart.
 lint: setup

@@ -41,18 +41,22 @@ def binaries() -> Path | None:
 
 
 class Cluster:
-    """One server. `database` makes a store's database in it, owned by a role without further rights."""
+    """One server. `database` makes a store's database in it, owned by a role without further rights.
 
-    def __init__(self, *, fsync: bool = False) -> None:
+    Its folder is made in `parent`, or where temporary ones are; `settings` are PostgreSQL's.
+    """
+
+    def __init__(self, *, fsync: bool = False, parent: Path | None = None, **settings: object) -> None:
         programs = binaries()
         assert programs is not None, "no /usr/lib/postgresql/*/bin/initdb: .ci/setup installs Debian's postgresql"
         self.programs = programs
-        self.folder = Path(tempfile.mkdtemp(prefix="mm4-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="mm4-pg-", dir=parent))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self._settings = {
             "listen_addresses": "", "unix_socket_directories": self.folder, "fsync": "on" if fsync else "off",
             "max_connections": 200, "shared_buffers": "16MB", "jit": "off", "autovacuum": "off",
+            **settings,
         }  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self._template: str | None = None

@@ -1,4 +1,4 @@
-"""CPU seconds by group of processes, from /proc: who spends what on a message.
+"""CPU seconds and memory by group of processes, from /proc: who spends what on a message.
 
 A process's own time and that of children it has waited for are summed over all that live, so that nothing is missed
 when a short-lived one (sendmail, a Postfix daemon after its hundredth job) ends between two readings.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GROUPS", "Process", "processes", "spent", "total"]
+__all__ = ["GROUPS", "Process", "memory", "memory_of", "processes", "spent", "total"]
 
 GROUPS = ("Postfix", "milter workers", "responder", "sendmail", "client and sinks")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -50,10 +50,34 @@ def total() -> tuple[float, float]:
     return (sum(ticks) - idle) * _TICK, idle * _TICK
 
 
-def spent(table: dict[int, Process], root: int, others: Iterable[int] = ()) -> dict[str, float]:
-    """Seconds by group since the start: what `root` began (a sandbox or a Postfix master), and `others`."""
+def memory(pid: int) -> float:
+    """MB that a process holds in memory now."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def memory_of(table: dict[int, Process], root: int) -> dict[str, list[float]]:
+    """MB of each worker and of the responder below `root`."""
+    found: dict[str, list[float]] = {}
+    for process in table.values():
+        for group, module in (("milter workers", "mm4.postfix.worker"), ("responder", "mm4.postfix.answerer")):
+            if module in process.command and root in _ancestry(table, process.pid):
+                with contextlib.suppress(OSError):
+                    found.setdefault(group, []).append(memory(process.pid))
+    return found
+
+
+def spent(
+    table: dict[int, Process], root: int, others: Iterable[int] = (), workers: Iterable[int] = ()
+) -> dict[str, float]:
+    """Seconds by group since the start: what `root` began (a sandbox or a Postfix master), `others`, and `workers`
+    that nobody of these began.
+    """
     seconds = dict.fromkeys(GROUPS, 0.0)
     for process in table.values():
+        if process.pid in workers:
+            seconds["milter workers"] += process.own
+            continue
         if process.pid in others:
             seconds["client and sinks"] += process.own
             continue

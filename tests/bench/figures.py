@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .cpu import GROUPS
+from .part import table
 
 __all__ = [
-    "BEGIN", "END", "FLOORS", "KINDS", "Run", "cpu_table", "percentile", "ratios", "replaced", "speed_table", "spread",
+    "BEGIN", "END", "EOM", "Run", "cpu_table", "each", "of", "percentile", "ratios", "replaced", "speed_table", "spread",
 ]  # fmt: skip
 
-KINDS = ("L", "smtp", "sendmail")
-FLOORS = {"smtp": 0.60, "sendmail": 0.40}
-"""Design section 7: the share of L that each way of submission has to reach."""
+EOM = 20.0
+"""Milliseconds within which 99 of 100 ends of message have to be answered at 100 sessions."""
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -50,11 +50,11 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def ratios(runs: Iterable[Run], kind: str, load: str) -> list[float]:
-    """The kind's rate over that of L in the same round, one a round that has both."""
+def ratios(runs: Iterable[Run], kind: str, load: str, base: str = "L") -> list[float]:
+    """The kind's rate over that of the base in the same round, one a round that has both."""
     rates = {(run.round, run.kind): run.rate for run in runs if run.load == load}
     rounds = sorted({number for number, _ in rates})
-    return [rates[n, kind] / rates[n, "L"] for n in rounds if (n, kind) in rates and (n, "L") in rates]
+    return [rates[n, kind] / rates[n, base] for n in rounds if (n, kind) in rates and (n, base) in rates]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -62,52 +62,37 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def _loads(runs: Iterable[Run]) -> list[str]:
-    return list(dict.fromkeys(run.load for run in runs))
-
-
-def _of(runs: Iterable[Run], kind: str, load: str) -> list[Run]:
+def of(runs: Iterable[Run], kind: str, load: str) -> list[Run]:
+    """Those of one kind and load."""
     return [run for run in runs if run.kind == kind and run.load == load]
 
 
-def speed_table(runs: Sequence[Run]) -> list[str]:
-    """Rates and ratios, median (lowest-highest) over the rounds; eom times over all messages of all rounds."""
-    lines = [
-        "| message | kind | finished messages/s | ratio to L | floor | eom p50 | eom p99 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for load in _loads(runs):
-        for kind in KINDS:
-            found = _of(runs, kind, load)
-            if not found:
-                continue
-            eom = [ms for run in found for ms in run.eom]
-            share = spread(ratios(runs, kind, load), 2) if kind != "L" else "1"
-            floor = f"{FLOORS[kind]:.2f}" if kind in FLOORS else "-"
-            times = [f"{percentile(eom, p):.1f} ms" if eom else "-" for p in (0.50, 0.99)]
-            lines.append(
-                f"| {load} | {kind} | {spread([run.rate for run in found], 0)} | {share} | {floor} "
-                f"| {times[0]} | {times[1]} |"
-            )
-    return lines
+def each(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
+    """Loads and kinds in the order in which they first came."""
+    kinds, loads = (list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("kind", "load"))
+    found = [(load, kind, of(runs, kind, load)) for load in loads for kind in sorted(kinds, key=kinds.index)]
+    return [each for each in found if each[2]]
 
 
-def cpu_table(runs: Sequence[Run]) -> list[str]:
+def speed_table(runs: Sequence[Run], base: str) -> list[str]:
+    """Rates, ratios to the base and CPU, median (lowest-highest) over the rounds; eom times over all messages."""
+    rows = []
+    for load, kind, found in each(runs):
+        eom = [ms for run in found for ms in run.eom]
+        share = spread(ratios(runs, kind, load, base), 2) if kind != base else "1"
+        times = [f"{percentile(eom, p):.1f} ms" if eom else "-" for p in (0.50, 0.99)]
+        rows.append([load, kind, spread([run.rate for run in found], 0), share, *times])
+    return table(["load", "kind", "messages/s", f"ratio to {base}", "eom p50", "eom p99"], rows)
+
+
+def cpu_table(runs: Sequence[Run], groups: Sequence[str] = GROUPS) -> list[str]:
     """Milliseconds of CPU a message by group, medians over the rounds."""
-    lines = [
-        f"| message | kind | {' | '.join(GROUPS)} | sum |",
-        f"| --- | --- | {' | '.join('---' for _ in GROUPS)} | --- |",
-    ]
-    for load in _loads(runs):
-        for kind in KINDS:
-            found = _of(runs, kind, load)
-            if not found:
-                continue
-            spent = [[1000 * run.cpu.get(group, 0.0) / run.messages for run in found] for group in GROUPS]
-            each = [statistics.median(values) for values in spent]
-            cells = [f"{ms:.2f}" if ms else "-" for ms in each]
-            lines.append(f"| {load} | {kind} | {' | '.join(cells)} | {sum(each):.2f} |")
-    return lines
+    rows = []
+    for load, kind, found in each(runs):
+        spent = [[1000 * run.cpu.get(group, 0.0) / run.messages for run in found] for group in groups]
+        middle = [statistics.median(values) for values in spent]
+        rows.append([load, kind, *(f"{ms:.2f}" if ms else "-" for ms in middle), f"{sum(middle):.2f}"])
+    return table(["load", "kind", *groups, "sum"], rows)
 
 
 def replaced(text: str, generated: str) -> str:

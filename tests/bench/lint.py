@@ -1,24 +1,21 @@
-"""`make bench`, second part: how long `mm4 lint` takes for 10,000 PDUs, as files and as one mbox, in JSON and for people.
+"""How long `mm4 lint` takes for 10,000 PDUs, as files and as one mbox, in JSON and for people.
 
-Needs no root and no Postfix. Each figure is a whole run of the command, its start included. Exit 1 where a run finds
-something else than was put there.
+Each figure is a whole run of the command, its start included.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from harness import forward_req
 
-__all__ = ["GOAL", "PER_BROKEN", "measure", "pdus"]
+from .part import Asked, Part, Target, say, table
+
+__all__ = ["GOAL", "PER_BROKEN", "lint", "measure", "pdus"]
 
 GOAL = 10.0
 """Seconds for 10,000 PDUs, whatever they lie in and whatever is printed."""
@@ -60,28 +57,21 @@ def measure(folder: Path, files: Sequence[str], count: int, *options: str) -> fl
     return seconds
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run it; the exit code."""
-    parser = argparse.ArgumentParser(description="How long mm4 lint takes.")
-    parser.add_argument("--messages", type=int, default=10_000, help="PDUs (10000)")
-    parser.add_argument("--size", type=int, default=40, help="kB each (40)")
-    asked = parser.parse_args(argv)
-    if min(asked.messages, asked.size) < 1:
-        parser.error("messages and size are at least 1")
-    with tempfile.TemporaryDirectory(prefix="mm4-bench-", dir="/var/tmp") as name:
-        folder = Path(name)
-        files, mbox = pdus(folder, asked.messages, asked.size)
-        print(f"mm4 lint, {asked.messages} PDUs of {asked.size} kB, one in {PER_BROKEN} invalid:")
-        print("\n| PDUs in | JSON | for people |\n| --- | --- | --- |")
-        for what, given in (("one mbox", [mbox]), (f"{asked.messages} files", files)):
-            try:
-                each = [measure(folder, given, asked.messages, *options) for options in (("--json",), ())]
-            except AssertionError as error:
-                print(f"bench: {what}: {error}", file=sys.stderr)
-                return 1
-            print(f"| {what} | {each[0]:.1f} s | {each[1]:.1f} s |", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def lint(asked: Asked) -> Part:
+    """PDUs of 40 kB in each form. Raises AssertionError where a run finds something else than was put there."""
+    count, size = asked.many(10_000, 100), 40
+    files, mbox = pdus(asked.folder, count, size)
+    seconds = {}
+    for what, given in (("one mbox", [mbox]), (f"{count:,} files", files)):
+        seconds[what] = [measure(asked.folder, given, count, *options) for options in (("--json",), ())]
+        say(f"lint, {what}: {seconds[what]}")
+    worst = max(max(each) for each in seconds.values())
+    lines = [
+        f"{count:,} PDUs of {size} kB, one in {PER_BROKEN} of them invalid; the whole run of the command, once.", "",
+        *table(
+            ["PDUs in", "JSON", "for people"],
+            [[what, *(f"{each:.1f} s" for each in both)] for what, both in seconds.items()],
+        ),
+    ]  # fmt: skip
+    target = Target(f"`mm4 lint` of {count:,} PDUs", f"< {GOAL:.0f} s", f"{worst:.1f} s", worst < GOAL)
+    return Part("mm4 lint", lines, [target], dict(seconds))

@@ -1,4 +1,4 @@
-"""The Postfix that everything is compared with: the sandbox's own files, with the milter taken away.
+"""The Postfix that everything is compared with: the sandbox's own files, with the milter taken away, or another's in.
 
 It is a private instance on loopback like a sandbox's; what peers send goes to the addresses that the milter would
 have put in, and what stands for the acks comes in by the same line.
@@ -9,34 +9,41 @@ from __future__ import annotations
 import smtplib
 from pathlib import Path
 
+import yaml
+
 from harness import LOCAL, NORTH, free_port, wait_for
 from mm4.postfix import maps
 from mm4.postfix.children import Child, stop_leftovers
 from mm4.postfix.sandbox import Sandbox
+from mm4.postfix.sockets import MILTER_SOCKET
 
 __all__ = ["PlainPostfix", "without_milter"]
 
 
-def without_milter(master: str) -> str:
-    """A master.cf without the milter, and without the command filter, whose only purpose is the milter's DSNs.
+def without_milter(master: str, *, milter: bool = False) -> str:
+    """A master.cf without the gateway's milter, and without the command filter, whose only purpose is its DSNs.
+
+    With `milter` the line of the milter stays, for another one behind the same socket.
 
     With the filter but no milter every REQ would make a success report, which a gateway's Postfix does not do.
     """
-    kept, dropped = [], 0
+    kept, found = [], 0
     for line in master.splitlines():
-        if line.lstrip().startswith(("-o { smtpd_milters", "-o smtpd_command_filter")):
-            dropped += 1
-        else:
-            kept.append(line)
-    if dropped != 2:
-        raise ValueError(f"master.cf has {dropped} lines of milter and command filter, expected 2")
+        its = line.lstrip().startswith("-o { smtpd_milters")
+        if its or line.lstrip().startswith("-o smtpd_command_filter"):
+            found += 1
+            if not (its and milter):
+                continue
+        kept.append(line)
+    if found != 2:
+        raise ValueError(f"master.cf has {found} lines of milter and command filter, expected 2")
     return "\n".join(kept) + "\n"
 
 
 class PlainPostfix:
-    """Postfix alone; `peer_domain` goes to `peer_hop`."""
+    """Postfix alone; `peer_domain` goes to `peer_hop`. With `milter` it asks one at the socket `milter`."""
 
-    def __init__(self, config: str, folder: Path, peer_domain: str, peer_hop: str) -> None:
+    def __init__(self, config: str, folder: Path, peer_domain: str, peer_hop: str, *, milter: bool = False) -> None:
         self.smtp = f"{LOCAL}:{free_port()}"
         given = folder / "plain.yaml"
         given.write_text(config)
@@ -44,8 +51,11 @@ class PlainPostfix:
         sandbox.folder.mkdir(mode=0o755)
         sandbox.prepare()
         self.folder, self.queue, self._log = sandbox.folder, sandbox.queue, sandbox.log
+        self.milter = sandbox.sockets / MILTER_SOCKET
+        self.submit = str(yaml.safe_load(sandbox.yaml.read_text())["service"]["submit"])
+        """`address:port` of the private submission line."""
         master = sandbox.instance.folder / "master.cf"
-        maps.replace_file(master, without_milter(master.read_text()))
+        maps.replace_file(master, without_milter(master.read_text(), milter=milter))
         transport = sandbox.instance.folder / "mm4" / "transport"
         maps.replace_file(transport, f"{transport.read_text()}{peer_domain}\tmm4-out:{peer_hop}\n")
         program = Path(sandbox.instance.values("daemon_directory")["daemon_directory"]) / "master"

@@ -1,22 +1,25 @@
-"""`make bench`, third part: a reach list of a million rows, in order and shuffled: load time, memory, and a look-up.
+"""A reach list of a million rows, in order and shuffled: load time, memory, and a look-up.
 
-Needs no root and no Postfix. Each figure is of a process of its own, and its own computing time: what else the machine
-does is not counted. Exit 1 where a look-up finds something else than was put there.
+Each figure is of a process of its own, and its own computing time: what else the machine does is not counted. As a
+program it is that process.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["LOAD", "LOOKUP", "MEMORY", "measure", "write"]
+from .figures import spread
+from .part import Asked, Part, Target, Wrong, say, table
+
+__all__ = ["LOAD", "LOOKUP", "MEMORY", "measure", "reach", "write"]
+
+TESTS = Path(__file__).resolve().parents[1]
 
 LOAD = 2.0
 """Seconds for a million rows."""
@@ -46,7 +49,7 @@ def write(path: Path, rows: int, *, shuffled: bool) -> None:
 
 def measure(path: Path) -> dict[str, float]:
     """`load` in seconds, `memory` in MB, `lookup` in microseconds, `found` as a share; in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--one", str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "bench.reach", str(path)], capture_output=True, text=True, check=True, cwd=TESTS)
     return dict(json.loads(done.stdout))
 
 
@@ -57,41 +60,46 @@ def _one(path: str) -> dict[str, float]:
 
     begun = time.process_time()
     with open(path, encoding="utf-8", newline="") as file:
-        reach = read_reach(file, path, [f"peer-{n}" for n in range(20)], None)
+        listed = read_reach(file, path, [f"peer-{n}" for n in range(20)], None)
     load = time.process_time() - begun
     choice = random.Random(5)
     numbers = [f"+{choice.randint(10**10, 10**12 - 1)}" for _ in range(_ASKED)]
     begun = time.process_time()
-    found = sum(reach.find(number) is not None for number in numbers)
+    found = sum(listed.find(number) is not None for number in numbers)
     lookup = (time.process_time() - begun) / _ASKED * 1e6
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"load": load, "memory": largest, "lookup": lookup, "found": found / _ASKED, "rows": len(reach)}
+    return {"load": load, "memory": largest, "lookup": lookup, "found": found / _ASKED, "rows": len(listed)}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run it; the exit code."""
-    parser = argparse.ArgumentParser(description="What a reach list costs.")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows (1000000)")
-    parser.add_argument("--one", metavar="FILE", help="measure this file, print JSON")
-    asked = parser.parse_args(argv)
-    if asked.one:
-        print(json.dumps(_one(asked.one)))
-        return 0
-    print(f"a reach list of {asked.rows} rows:\n\n| order | load | memory | a look-up |\n| --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory(prefix="mm4-bench-", dir="/var/tmp") as name:
-        path = Path(name) / "reach.csv"
-        for shuffled in (False, True):
-            write(path, asked.rows, shuffled=shuffled)
-            figures = measure(path)
-            if figures["rows"] != asked.rows or not figures["found"]:
-                print(f"bench: {figures['rows']} rows were read, and {figures['found']:.0%} found", file=sys.stderr)
-                return 1
-            print(
-                f"| {'shuffled' if shuffled else 'sorted'} | {figures['load']:.2f} s | {figures['memory']:.0f} MB "
-                f"| {figures['lookup']:.1f} us |", flush=True,
-            )  # fmt: skip
-    return 0
+def reach(asked: Asked) -> Part:
+    """Both orders, several times. Raises Wrong where a look-up finds something else than was put there."""
+    rows = asked.many(1_000_000, 10_000)
+    cells, every, found = [], {}, []
+    for shuffled in (False, True):
+        name = "shuffled" if shuffled else "sorted"
+        path = asked.folder / f"{name}.csv"
+        write(path, rows, shuffled=shuffled)
+        every[name] = figures = [measure(path) for _ in range(asked.rounds)]
+        if any(each["rows"] != rows or not each["found"] for each in figures):
+            raise Wrong(f"{rows} rows: {figures}")
+        load, size, lookup = ([each[what] for each in figures] for what in ("load", "memory", "lookup"))
+        cells.append([name, f"{spread(load, 2)} s", f"{spread(size, 0)} MB", f"{spread(lookup, 1)} us"])
+        found.append([statistics.median(values) for values in (load, size, lookup)])
+        say(f"reach, {name}: {cells[-1]}")
+    goals = (("load", LOAD, "s"), ("memory", MEMORY, "MB"), ("a look-up", LOOKUP, "us"))
+    targets = []
+    for n, (what, goal, unit) in enumerate(goals):
+        worst = max(each[n] for each in found)
+        targets.append(
+            Target(f"reach list of {rows:,} rows, {what}", f"< {goal:g} {unit}", f"{worst:.1f} {unit}", worst < goal)
+        )
+    lines = [
+        f"{rows:,} rows, prefixes of 6 to 11 digits; the process's own computing time, and its memory at its largest, Python "
+        "and our modules included.", "",
+        *table(["order of the file", "load", "memory", "a look-up"], cells),
+    ]  # fmt: skip
+    return Part("Reach lists", lines, targets, every)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(json.dumps(_one(sys.argv[1])))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
 from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
+from bench.part import Part, Target
 from bench.plain import without_milter
-from bench.run import arguments, requests
+from bench.run import PAGE, PARTS, arguments, page
+from bench.traffic import requests
 from mm4.postfix.maps import reference
 from mm4.protocol.headers import split
 from mm4.protocol.reader import read
@@ -22,6 +23,10 @@ RUNS = [
     Run(2, "smtp", "40 kB", 100, 1.25, 0.4, (3.0, 4.0), {"Postfix": 0.6, "responder": 0.4}),
     Run(1, "smtp", "400 kB", 100, 1.0, 0.4),
 ]
+
+
+def test_a_ratio_is_to_what_it_is_asked_for() -> None:
+    assert ratios(RUNS, "L", "40 kB", "smtp") == [2.0, 1.25]
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
@@ -37,22 +42,37 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_the_tables_hold_medians_and_extremes() -> None:
     assert spread([0.5, 0.8, 0.6], 2) == "0.60 (0.50-0.80)"
-    speed, cpu = "\n".join(speed_table(RUNS[:4])), "\n".join(cpu_table(RUNS[:4]))
-    assert "| 40 kB | L | 150 (100-200) | 1 | - | - | - |" in speed
-    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 0.60 | 2.0 ms | 4.0 ms |" in speed
+    speed, cpu = "\n".join(speed_table(RUNS[:4], "L")), "\n".join(cpu_table(RUNS[:4]))
+    assert "| 40 kB | L | 150 (100-200) | 1 | - | - |" in speed
+    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 ms | 4.0 ms |" in speed
     assert "| 40 kB | smtp | 7.00 | - | 3.00 | - | - | 10.00 |" in cpu
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
     assert replaced(f"a\n{BEGIN}\nold\n{END}\nz\n", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nz\n"
-    for page in (f"{END}{BEGIN}", BEGIN, "", f"{BEGIN}{BEGIN}{END}"):
+    for text in (f"{END}{BEGIN}", BEGIN, "", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(ValueError, match="needs one"):
-            replaced(page, "new")
+            replaced(text, "new")
+
+
+def test_every_part_and_every_target_is_on_the_page() -> None:
+    parts = {
+        "a": Part("First", ["| x |"], [Target("speed", ">= 0.60", "0.52", False), Target("size", "< 5 MB", "1.0 MB", True)]),
+        "b": Part("Second", ["| y |"]),
+    }
+    text = page(parts, ["- a machine"])
+    assert text.startswith("- a machine\n")
+    assert "| speed | >= 0.60 | 0.52 | **missed** |\n| size | < 5 MB | 1.0 MB | met |\n" in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["### Targets", "### First", "### Second"]
 
 
 def test_the_page_can_be_written() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-    assert replaced(page.read_text(), "new")
+    assert replaced(PAGE.read_text(), "new")
+
+
+def test_the_page_names_every_part() -> None:
+    text = PAGE.read_text()
+    assert [name for name in PARTS if f"`{name}`" not in text] == []
 
 
 def test_seconds_go_to_the_group_that_spent_them() -> None:
@@ -79,6 +99,9 @@ def test_l_is_the_reference_postfix_without_milter_and_filter() -> None:
     without = without_milter(with_it)
     gone = set(with_it.splitlines()) - set(without.splitlines())
     assert sorted(line.split("=")[0].strip() for line in gone) == ["-o smtpd_command_filter", "-o { smtpd_milters"]
+    another = without_milter(with_it, milter=True)
+    gone = set(with_it.splitlines()) - set(another.splitlines())
+    assert [line.split("=")[0].strip() for line in gone] == ["-o smtpd_command_filter"]
     with pytest.raises(ValueError, match="expected 2"):
         without_milter(without)
 
@@ -93,8 +116,8 @@ def test_every_request_is_a_valid_req_of_its_size_with_ids_of_its_own(size: int)
         assert len({pdu.get(name) for pdu in pdus}) == 3
 
 
-@pytest.mark.parametrize("wrong", ["--sizes=x", "--sizes=1", "--rounds=0", "--messages=0", "--sessions=0"])
+@pytest.mark.parametrize("wrong", ["--only=x", "--only=", "--rounds=-1", "--messages=x", "--short --write", "--only=wire --write"])
 def test_a_wrong_option_ends_with_2(wrong: str) -> None:
     with pytest.raises(SystemExit) as end:
-        arguments([wrong])
+        arguments(wrong.split())
     assert end.value.code == 2
