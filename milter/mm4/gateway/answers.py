@@ -109,7 +109,9 @@ def compose_answer(
 
 def written_fields(answer: str, dialect: Dialect, peer: Peer | None) -> frozenset[str]:
     """The fields of a RES that are written of our own accord: the dialect's, and as the peer's entry has it (`res`)."""
-    wanted = peer.res.model_dump(exclude_none=True) if peer is not None else {}
+    if peer is None or not peer.res.model_fields_set:
+        return dialect.written(answer)
+    wanted = peer.res.model_dump(exclude_none=True)
     more = {name for name, yes in wanted.items() if yes and (answer, name) in dialect.row_of}
     return (dialect.written(answer) | more) - {name for name, yes in wanted.items() if not yes}
 

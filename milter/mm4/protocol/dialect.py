@@ -139,7 +139,14 @@ class Dialect:
 
     def written(self, pdu: str) -> frozenset[str]:
         """The fields of a PDU that the gateway writes of its own accord: those mandatory, and those it completes."""
-        return frozenset(row.field for row in self.pdus[pdu] if row.presence == "mandatory" or row.complete)
+        return self._written[pdu]
+
+    @functools.cached_property
+    def _written(self) -> Mapping[str, frozenset[str]]:
+        return {
+            pdu: frozenset(row.field for row in rows if row.presence == "mandatory" or row.complete)
+            for pdu, rows in self.pdus.items()
+        }
 
     def answer_type(self, request: str) -> str | None:
         """The 3GPP name of the RES to a REQ; None for a RES."""

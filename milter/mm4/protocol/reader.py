@@ -66,12 +66,12 @@ class _Reading:
         by_header = self.dialect.by_header
         for header in headers:
             name = header.name.lower()
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] = number = counts.get(name, 0) + 1
             field = by_header.get(name)
             if name.startswith("x-mms-"):
                 self.mm4 = True
             if field is not None:
-                places.setdefault(field.name, []).append(Found(header.name, counts[name], unfold(header.value)))
+                places.setdefault(field.name, []).append(Found(header.name, number, unfold(header.value)))
         return places
 
     def pdu(self) -> Pdu:
@@ -156,7 +156,7 @@ class _Reading:
         return tuple(chosen)
 
     def _read_field(self, field: Field, type_name: str | None, places: tuple[Found, ...]) -> None:
-        if not places:
+        if not places or self._read_plain(field, places):
             return
         row = self.dialect.row_of.get((type_name or "", field.name))
         counts = type_name is not None and row is not None
@@ -199,6 +199,19 @@ class _Reading:
                 self.values[field.name] = tuple(values)
         elif values:
             self.values[field.name] = values[0]
+
+    def _read_plain(self, field: Field, places: tuple[Found, ...]) -> bool:
+        """Read a field that stands there once, as nearly all do; False where there is more to say of it."""
+        if len(places) != 1 or field.kind in _LISTS or not places[0].raw:
+            return False
+        try:
+            value, notes = READERS[field.kind](places[0].raw.decode("latin-1"), field, self.dialect, self.region)
+        except Unreadable:
+            return False
+        if notes:
+            self._note(field, places[0], notes)
+        self.values[field.name] = value
+        return True
 
     def _one_value(self, field: Field, places: Sequence[Found], source: str | None, counts: bool = True) -> None:
         if len(places) == 1:

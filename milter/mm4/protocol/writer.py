@@ -67,7 +67,7 @@ def write_value(value: Any, field: Field, dialect: Dialect) -> str:
         text = WRITERS[field.kind](value, field, dialect)
     if _UNWRITABLE.search(text):
         raise ProtocolError(f"{field.header}: {text[:40]!r} is not printable US-ASCII")
-    if any(line[:1] not in (" ", "\t") or not line.strip() for line in text.split("\n")[1:]):
+    if "\n" in text and any(line[:1] not in (" ", "\t") or not line.strip() for line in text.split("\n")[1:]):
         raise ProtocolError(f"{field.header}: a line end inside the value")
     return text
 
