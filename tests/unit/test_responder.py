@@ -17,6 +17,7 @@ import pytest
 
 from mm4.gateway.configfile import parse_config
 from mm4.gateway.routing import Router
+from mm4.postfix.express import Express
 from mm4.postfix.lmtp import Envelope
 from mm4.postfix.postqueue import Postqueue
 from mm4.postfix.responder import Responder, received_ids
@@ -145,13 +146,29 @@ class FakeSubmitter:
         self.envelope_ids.append(envelope_id)
         return f"Q{len(self.sent)}"
 
+    async def within(self, work: Callable[[Any], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+
+        def submit(*values: Any) -> str:
+            return asyncio.run_coroutine_threadsafe(self.submit(*values), loop).result()
+
+        return await asyncio.to_thread(work, submit)
+
 
 def router_of(domain: str, text: str = CONFIG) -> Router:
     return Router(parse_config(text.replace("mms.test", domain), "mm4.yaml"))
 
 
+@pytest.fixture(autouse=True, params=["step by step", "in one turn"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test twice: what holds for an answer holds however it goes."""
+    monkeypatch.setattr(House, "in_one_turn", request.param == "in one turn")
+
+
 class House:
     """A responder with everything around it faked."""
+
+    in_one_turn = False
 
     def __init__(self, tmp_path: Path, *messages: Message, **options: Any) -> None:
         self.store = FakeStore(*messages)
@@ -169,8 +186,12 @@ class House:
             flush=self.flush,
             now=lambda: NOW,
             counters=self,
+            express=self.express(values) if self.in_one_turn else None,
             **values,
         )
+
+    def express(self, values: dict[str, Any]) -> Express:
+        return Express(self.store, self.submitter, now=lambda: NOW, seconds=values.get("submit_seconds", 5.0))
 
     def answer(self, result: str) -> None:
         self.counted[f"answer {result}"] += 1
@@ -669,6 +690,23 @@ def test_mail_that_the_postmaster_cannot_get_now_comes_again(tmp_path: Path) -> 
     run(lambda: check(house.give("a@mms.test"), [250]))
     assert len(house.submitter.sent) == 1
     assert house.kept() == []
+
+
+def test_a_turn_that_took_too_long_is_not_taken_again(tmp_path: Path) -> None:
+    house = House(tmp_path, message(), submit_seconds=0.05, store_seconds=0.1, retry_seconds=3.0)
+    house.store.hang.add("answered")
+
+    async def body() -> None:
+        giving = asyncio.create_task(house.give(to(TOKEN)))
+        await until(lambda: bool(house.submitter.sent))
+        await asyncio.sleep(0.1)  # past the time of the turn
+        house.store.hang.clear()
+        await check(giving, [250])
+
+    if house.in_one_turn:
+        run(body)
+        assert len(house.submitter.sent) == 1
+        assert house.store.calls == [("answered", TOKEN, "Q1")]
 
 
 # --- flushing

@@ -28,7 +28,7 @@ from ..protocol.transaction import Direction, Message, Split, State, Transaction
 from . import bounces
 from .attempts import STORE_SECONDS, SUBMIT_SECONDS, Attempts, Store, Submitter
 from .bounces import Bounces
-from .express import Express
+from .express import Express, Turn
 from .flusher import FLUSH_SECONDS, Flush, Flusher
 from .lmtp import Envelope
 from .mailpath import split_address
@@ -243,19 +243,15 @@ class Responder:
             said["why"] = "no token"
             return logging.WARNING
         async with self._attempts.alone(token):
-            if self._express is None or split is not None or token in self._submitted:
+            if self._express is None or split is not None:
                 message = await self._attempts.retried(lambda: self._attempts.message(token), deadline)
             else:
-                turn = await self._attempts.retried(partial(self._express.turn, token, ids, self._remember), deadline)
-                message = turn.message
-                if message is not None and message.answer is not None and turn.noted:
-                    said |= {"peer": message.peer, "answer": message.answer.type, "status": message.answer.status}
-                    said["submitted"] = turn.submitted
-                    self._count_answer("submitted")
-                    self._submitted.pop(token, None)
+                turn = await self._attempts.retried(
+                    partial(self._turn, self._express, token, ids, said), deadline, lambda: self._retried(said)
+                )
+                if turn.noted:
                     return logging.INFO
-                if turn.submitted is not None or turn.failure is not None:
-                    self._count_answer("submitted" if turn.failure is None else "retried")
+                message = turn.message
             if message is None or (message.split is None) != (split is None):
                 said["why"] = "unknown token"
                 return logging.WARNING
@@ -281,6 +277,28 @@ class Responder:
                 said |= {"submitted": message.answer_queue_id, "why": "already answered"}
                 self._count_answer("already")
             return logging.INFO
+
+    async def _turn(self, express: Express, token: str, ids: list[str], said: dict[str, object]) -> Turn:
+        """Serve the token in one turn, as far as it is that simple. Raises StoreError, SubmissionError."""
+        if token in self._submitted:  # a turn that took too long; what is left is to note it
+            return Turn(await self._attempts.message(token))
+        turn = await express.turn(token, ids, self._remember)
+        message = turn.message
+        if message is None or message.answer is None or (turn.submitted is None and turn.failure is None):
+            return turn
+        said |= {"peer": message.peer, "answer": message.answer.type, "status": message.answer.status}
+        if turn.failure is not None:
+            raise turn.failure
+        said["submitted"] = turn.submitted
+        self._count_answer("submitted")
+        if turn.noted:
+            self._submitted.pop(token, None)
+        return turn
+
+    def _retried(self, said: dict[str, object]) -> None:
+        """A further try is one of an answer, where it was known that one is due."""
+        if said["answer"] is not None:
+            self._count_answer("retried")
 
     async def _accepted(self, token: str, queue_id: str | None, deadline: float) -> None:
         at = self._now()
