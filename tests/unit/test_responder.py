@@ -191,7 +191,8 @@ class House:
         )
 
     def express(self, values: dict[str, Any]) -> Express:
-        return Express(self.store, self.submitter, now=lambda: NOW, seconds=values.get("submit_seconds", 5.0))
+        bounds = {"seconds": values.get("submit_seconds", 5.0), "note_seconds": values.get("store_seconds", 5.0)}
+        return Express(self.store, self.submitter, now=lambda: NOW, **bounds)
 
     def answer(self, result: str) -> None:
         self.counted[f"answer {result}"] += 1

@@ -44,15 +44,20 @@ class Turn:
 
 
 class Express:
-    """Serves tokens of messages with an answer that is due. `now` is the clock (aware, UTC)."""
+    """Serves tokens of messages with an answer that is due.
+
+    `now` is the clock (aware, UTC); `seconds` bound a turn, `note_seconds` the wait for the store in it.
+    """
 
     def __init__(
-        self, store: Store, submitter: Turns, *, now: Callable[[], datetime], seconds: float = SUBMIT_SECONDS
-    ) -> None:
+        self, store: Store, submitter: Turns, *, now: Callable[[], datetime], seconds: float = SUBMIT_SECONDS,
+        note_seconds: float = STORE_SECONDS,
+    ) -> None:  # fmt: skip
         self._store = store
         self._submitter = submitter
         self._now = now
         self._seconds = seconds
+        self._note_seconds = note_seconds
 
     async def turn(self, token: str, ids: list[str], remember: Callable[[str, str], None]) -> Turn:
         """Read the message with this token, and where nothing speaks against it submit its answer and note that.
@@ -80,7 +85,7 @@ class Express:
             return turn
         remember(token, turn.submitted)
         try:
-            self._store.answered(token, self._now(), turn.submitted or None).result(STORE_SECONDS)
+            self._store.answered(token, self._now(), turn.submitted or None).result(self._note_seconds)
             turn.noted = True
         except (StoreError, FutureTimeoutError):
             pass  # the responder notes it, with patience
