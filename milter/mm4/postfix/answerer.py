@@ -88,7 +88,11 @@ def main(responder_descriptor: int, maildir_descriptor: int, fingerprints_descri
     """Serve until told to drain. Returns the exit code."""
     child_log("mm4.responder")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return asyncio.run(_serve(responder_descriptor, maildir_descriptor, fingerprints_descriptor))
+    try:
+        return asyncio.run(_serve(responder_descriptor, maildir_descriptor, fingerprints_descriptor))
+    except Mm4Error as fault:
+        log.error(logline(responder="stopped", fault=str(fault)))
+        return fault.exit_code
 
 
 async def _commands() -> asyncio.StreamReader:
@@ -195,8 +199,4 @@ def _listener(descriptor: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
-    except Mm4Error as fault:
-        print(logline(responder="stopped", fault=str(fault)), file=sys.stderr)
-        sys.exit(fault.exit_code)
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -4,6 +4,9 @@ TERM: workers accept nobody any more, finish what has begun and leave, the respo
 checked, then handed to every child, or the old configuration stays. A child that dies is started again; its sockets
 never close, so a client sees a pause and no refusal; where systemd holds them, not at a restart either. No message is
 cut; an idle session may be closed with 421.
+
+The first children are forked, while there is no thread, event loop or open store that they could inherit. What comes
+in the place of one that died is a new program.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ..gateway.configfile import place
 from ..gateway.logline import logline
 from ..protocol.errors import ConfigError, InternalError, Mm4Error, NoStoreError, PostfixError, StoreError
 from ..store.store import Store
+from .forked import Forked, fork
 from .hostname import keep_host
 from .instance import tool
 from .listening import held_by_systemd, listeners
@@ -46,6 +50,7 @@ STOP_SECONDS = 45.0
 """Longest time a child may take to leave: a running eom, and a reserve. Below the unit's TimeoutStopSec."""
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a child that keeps dying is started again."""
+_SOCKETS = (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET, FINGERPRINTS_SOCKET)
 _FIXED = ("store", "folders", "cdr")
 """Keys that a running daemon cannot change."""
 
@@ -55,18 +60,23 @@ def serve(path: str) -> int:
     set_up()
     held = held_by_systemd()
     config, text = read_config(path)
-    return asyncio.run(_Supervisor(str(Path(path).absolute()), config, text, held).run())
+    supervisor = _Supervisor(str(Path(path).absolute()), config, text, held)
+    supervisor.prepare()
+    return asyncio.run(supervisor.run())
 
 
 class _Child:
-    """One child process, started again whenever it ends without being told to."""
+    """One child process, started again whenever it ends without being told to; at first it is what was `forked`."""
 
-    def __init__(self, supervisor: _Supervisor, name: str, module: str, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, supervisor: _Supervisor, name: str, module: str, sockets: list[socket.socket], forked: Forked | None
+    ) -> None:
         self.supervisor = supervisor
         self.name = name
         self.module = module
         self.sockets = sockets
-        self.process: asyncio.subprocess.Process | None = None
+        self.forked = forked
+        self.process: asyncio.subprocess.Process | Forked | None = None
         self.leaving = False
         self.ready = asyncio.Event()
         self.answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -86,14 +96,10 @@ class _Child:
             await asyncio.sleep(pause)
 
     async def _once(self) -> int:
-        descriptors = [s.fileno() for s in self.sockets]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module, *map(str, descriptors),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            pass_fds=descriptors, start_new_session=True, env=self.supervisor.environment,
-        )  # fmt: skip
-        self.process = process
+        process = self.process = await self._started()
         self.say(**self.supervisor.configuration())
+        if self.leaving:  # said to none, as it was being started
+            self.say(drain=0.0)
         assert process.stdout is not None
         while line := await process.stdout.readline():
             with contextlib.suppress(json.JSONDecodeError):
@@ -104,6 +110,18 @@ class _Child:
                 else:
                     self.answers.put_nowait(message)
         return await process.wait()
+
+    async def _started(self) -> asyncio.subprocess.Process | Forked:
+        forked, self.forked = self.forked, None
+        if forked is not None:
+            await forked.connect()
+            return forked
+        descriptors = [s.fileno() for s in self.sockets]
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", self.module, *map(str, descriptors),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            pass_fds=descriptors, start_new_session=True,
+        )  # fmt: skip
 
     def say(self, **message: Any) -> None:
         """One command to the child; one that has just died gets it at its next start."""
@@ -132,13 +150,19 @@ class _Supervisor:
         self.text = text
         self.held = held
         self.host = ""
-        self.environment = dict(os.environ)
+        self.lock = -1
+        self.listening: dict[str, socket.socket] = {}
+        self.started: list[tuple[str, str, list[socket.socket], Forked | None]] = []
+        """Name, module, sockets of each child to be, and what was forked for it."""
         self.children: list[_Child] = []
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.failed: int | None = None
 
-    async def run(self) -> int:
+    def prepare(self) -> None:
+        """All that can fail before the daemon serves, and the first children. Raises ConfigError, PostfixError,
+        StoreError.
+        """
         config = self.config
         state, sockets = Path(config.folders.state), Path(config.folders.sockets)
         self._need_postfix()
@@ -146,7 +170,7 @@ class _Supervisor:
         here = self._place("folders.sockets")
         if not sockets.is_dir():
             raise ConfigError(f"{here}: there is no folder {sockets}; make it: install -d -o mm4 {sockets}")
-        lock = own(sockets, here)
+        self.lock = own(sockets, here)
         self._prepare_state(state)
         try:
             # Migrated here, once: the children only open it.
@@ -156,20 +180,28 @@ class _Supervisor:
             if isinstance(error, NoStoreError):
                 raise ConfigError(said) from None
             raise StoreError(said) from None  # may pass: a full disk, a lock
-        names = (MILTER_SOCKET, RESPONDER_SOCKET, MAILDIR_SOCKET, FINGERPRINTS_SOCKET)
-        listening = listeners(sockets, names, self.held, here)
+        self.listening = listeners(sockets, _SOCKETS, self.held, here)
+        self._fork()
+
+    def _fork(self) -> None:
+        answering = [self.listening[name] for name in _SOCKETS if name != MILTER_SOCKET]
+        children = [("responder", "mm4.postfix.answerer", answering)]
+        children += [
+            (f"worker-{i + 1}", "mm4.postfix.worker", [self.listening[MILTER_SOCKET]])
+            for i in range(self.config.service.workers)
+        ]
+        forked = fork([child[1:] for child in children], [*self.listening.values()], self.lock)
+        self.started = [(*child, process) for child, process in zip(children, forked, strict=True)]
+
+    async def run(self) -> int:
+        """Serve until told to stop, with what `prepare` has made. Returns the exit code."""
+        config, sockets = self.config, Path(self.config.folders.sockets)
         self._expose(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload.set)
-        answering = [listening[name] for name in names if name != MILTER_SOCKET]
-        responder = _Child(self, "responder", "mm4.postfix.answerer", answering)
-        workers = [
-            _Child(self, f"worker-{i + 1}", "mm4.postfix.worker", [listening[MILTER_SOCKET]])
-            for i in range(config.service.workers)
-        ]
-        self.children = [responder, *workers]
+        self.children = responder, *workers = [_Child(self, *child) for child in self.started]
         try:
             await self._all_ready()
             notify("READY=1")
@@ -183,11 +215,11 @@ class _Supervisor:
             await asyncio.gather(*(worker.leave(drain) for worker in workers))
             # Last: what the workers let in is acknowledged before we go.
             await responder.leave(0.0)
-            for name, listener in listening.items():
+            for name, listener in self.listening.items():
                 listener.close()
                 if not self.held:
                     (sockets / name).unlink(missing_ok=True)
-            os.close(lock)
+            os.close(self.lock)
             log.info(logline(stopped="yes"))
         return self.failed or 0
 
@@ -227,17 +259,16 @@ class _Supervisor:
             self.host = keep_host(state)
         except OSError as error:
             raise ConfigError(f"{self._place('folders.state')}: {state} cannot be used: {error.strerror}") from None
-        self.environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
 
     def _expose(self, config: Config) -> None:
         endpoint = config.service.metrics
         if endpoint is None:
             return
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = self.environment["PROMETHEUS_MULTIPROC_DIR"]
         from .metrics import expose  # noqa: PLC0415 - reads the environment when it is imported
 
         try:
-            expose(endpoint, self.environment["PROMETHEUS_MULTIPROC_DIR"])
+            expose(endpoint, os.environ["PROMETHEUS_MULTIPROC_DIR"])
         except OSError as error:
             raise ConfigError(
                 f"{self._place('service.metrics')}: cannot listen on {endpoint}: {error.strerror}; choose a free port"
