@@ -1,8 +1,9 @@
 """Brings the schema to the revision that this code knows; a newer one of the same generation it uses as it is.
 
-Opening a store is part of every start, so where nothing is to do it costs one query; Alembic is imported
-only where something is. Several processes may open a new file at once: the first takes the write lock and
-migrates in one transaction, the others then find the work done. A failure leaves the schema as it was.
+Opening a store is part of every start, so where nothing is to do it costs one query, and a new store gets its tables as
+they are today. Alembic is imported only where there are older ones. Several processes may open a new file at once: the
+first takes the write lock and migrates in one transaction, the others then find the work done. A failure leaves the
+schema as it was.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Column, Connection, Engine, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..protocol.errors import NoStoreError, StoreError
 from .database import Database
-from .schema import REVISION, REVISIONS, generation
+from .schema import REVISION, REVISIONS, generation, metadata
 
 __all__ = ["COPYING", "bring_up", "found_revision", "prepare", "usable"]
 
@@ -23,6 +24,13 @@ COPYING = f"copying {REVISION}"
 """What stands in the place of a revision while `copying` fills a store: no version of mm4 serves with a half of one."""
 
 _VERSION = text("SELECT version_num FROM alembic_version")
+# As Alembic makes it.
+_VERSIONS = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 _PATIENCE = text("SELECT set_config('lock_timeout', :value, true)")
 _ADVISORY_LOCK = 0x6D6D34  # "mm4"; the same number in every process, and nobody else's
 
@@ -129,6 +137,11 @@ def _migrate(database: Database, connection: Connection) -> tuple[str | None, st
             f"store {database}: holds tables of something else ({', '.join(sorted(tables)[:3])}); "
             "give mm4 a database of its own"
         )
+    if found is None:
+        metadata.create_all(connection)
+        _VERSIONS.create(connection, checkfirst=True)
+        connection.execute(_VERSIONS.insert().values(version_num=REVISION))
+        return None, REVISION
     # Imported here because it costs more than the rest of the opening (see the top of this module).
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
