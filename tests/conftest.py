@@ -11,6 +11,9 @@ import pytest
 
 from cluster import Cluster
 
+# Set in many a container. Each process that a test starts would compile the package anew, for a third of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `postfix` start Postfix's master, which only root can."""

@@ -74,7 +74,6 @@ def fork(
         return [None] * len(children)
     for module, _ in children:
         importlib.import_module(module)
-    gc.collect()
     gc.freeze()  # or the first collection in each child would make a copy of nearly every page
     forked: list[Forked | None] = []
     ends = [lock]
