@@ -11,7 +11,6 @@ import re
 from typing import Annotated, Any, TypeAlias
 
 import phonenumbers
-from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BeforeValidator
 
 from .names import PRIVATE_DOMAIN
@@ -95,12 +94,21 @@ def judged_domain(text: str) -> str:
     return text.lower()
 
 
+_PLAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
+"""Local parts that are good without a question (RFC 5321 section 4.1.2, Dot-string), up to 64 octets."""
+
+
 def _email(text: str) -> str:
     """email-validator judges what we are given to write; special-use domains are ours to allow (.gprs, .test)."""
     localpart, at, domain = text.rpartition("@")
     if not at:
         raise ValueError(f"{text!r} is no address, for example system-user@mms.mnc001.mcc262.gprs")
     judged_domain(domain)
+    if len(localpart) <= 64 and _PLAIN.fullmatch(localpart):
+        return f"{localpart}@{domain.lower()}"
+    # As a rule it is plain, and the library takes as long to load as everything else of a configuration to read.
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415
+
     try:
         # The domain is judged above (MM4 domains such as .gprs are not in DNS); the local part by the library.
         validate_email(f"{localpart}@mail.com", check_deliverability=False)

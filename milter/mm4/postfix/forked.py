@@ -69,12 +69,15 @@ def fork(
 
     `sockets` are all that are open here, and with `lock` what a child must not keep. None for each where a thread runs
     here, a store's that hangs in a dead disk: whoever was forked now might wait for it for ever.
+
+    From here on garbage is collected again, and what is loaded is left out.
     """
-    if threading.active_count() > 1:
-        return [None] * len(children)
     for module, _ in children:
         importlib.import_module(module)
     gc.freeze()  # or the first collection in each child would make a copy of nearly every page
+    gc.enable()
+    if threading.active_count() > 1:
+        return [None] * len(children)
     forked: list[Forked | None] = []
     ends = [lock]
     for module, own in children:

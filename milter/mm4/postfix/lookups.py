@@ -13,15 +13,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..gateway.config import Config
 from ..gateway.logline import logline
 from ..gateway.routes import Enum, EnumRoute, Http, HttpRoute, ReachRoute
-from ..lookup.enum import Enum as EnumZone
 from ..lookup.http import Portability
 from ..lookup.reach import Reach, Reached, read_reach
 from ..protocol.errors import LookupUnavailable, ReachError
+
+if TYPE_CHECKING:
+    from ..lookup.enum import Enum as EnumZone
 
 __all__ = ["RouteLookups", "check_files"]
 
@@ -65,6 +67,9 @@ class RouteLookups:
             https = [_service_key(route.http) for route in config.routes if isinstance(route, HttpRoute)]
             self._zones = {key: zone for key, zone in self._zones.items() if key in enums}
             self._services = {key: service for key, service in self._services.items() if key in https}
+        for route in config.routes:
+            if isinstance(route, EnumRoute):
+                self.zone(route.enum)
 
     def read(self) -> None:
         """Read every list that was not read yet, so that no recipient waits for it. What is wrong is logged."""
@@ -102,6 +107,8 @@ class RouteLookups:
         key = _zone_key(asked)
         with self._lock:
             if key not in self._zones:
+                from ..lookup.enum import Enum as EnumZone  # noqa: PLC0415 - loads dnspython, for few configurations
+
                 servers = [(server.host, server.port) for server in asked.servers]
                 self._zones[key] = EnumZone(asked.zone, servers, asked.timeout)
             return self._zones[key]
