@@ -18,6 +18,7 @@ import click
 import pytest
 from aiosmtpd.controller import Controller
 
+import mm4 as package
 from fake import CONFIG, req
 from harness import free_port
 from mm4 import __version__
@@ -137,6 +138,33 @@ def test_the_list_of_commands_is_what_can_be_called(mm4: Mm4) -> None:
     out = mm4("--help").out
     for name in _COMMANDS:
         assert f"\n  {name} " in out
+
+
+_LOADED = """
+import sys
+from mm4.cli.main import run
+try:
+    run()
+finally:
+    heavy = {"sqlalchemy", "pydantic", "yaml", "Milter", "asyncio", "phonenumbers"} & set(sys.modules)
+    print(sorted(heavy), sorted(name for name in sys.modules if name.startswith("mm4.")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["--help"], None), (["-h"], None), ([], "mm4 s"), ([], "mm4 --v")],
+    ids=["help", "h", "completion of a command", "completion of an option"],
+)  # fmt: skip
+def test_the_list_of_commands_loads_none_of_them(arguments: list[str], words: str | None) -> None:
+    asked = {"_MM4_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "1"} if words else {}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED, *arguments], capture_output=True, text=True, check=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), **asked},
+    )  # fmt: skip
+    said, loaded = done.stdout.rstrip().rsplit("\n", 1)
+    assert loaded == "[] ['mm4.cli', 'mm4.cli.main', 'mm4.protocol', 'mm4.protocol.errors']"
+    wanted = {None: _COMMANDS, "mm4 s": ["serve", "send", "stats", "store", "sandbox"], "mm4 --v": ["--version"]}[words]
+    assert [name for name in wanted if name not in said] == []
 
 
 def test_the_version_names_what_it_stands_on(mm4: Mm4) -> None:

@@ -13,6 +13,7 @@ import sys
 import traceback
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..protocol.errors import Mm4Error
 
@@ -61,6 +62,11 @@ class _Lazy(click.Group):
         # Its own, not only the group's: a command keeps the help option of its first call, whoever made that.
         command.context_settings.setdefault("help_option_names", _HELP)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        fitting = [name for name in _COMMANDS if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=_COMMANDS[name][1]) for name in fitting]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
