@@ -115,6 +115,22 @@ def test_one_that_is_killed_has_the_signal_for_its_end(tmp_path: Path) -> None:
         assert supervisor.stdout.read() == "-9 None\n"
 
 
+def test_an_end_that_nobody_is_told_of_is_one_all_the_same(tmp_path: Path) -> None:
+    with _supervisor(tmp_path, """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        children = forked()
+        async def live():
+            first, second = await tell(children)
+            first.kill()
+            assert await first.stdout.read() == b""
+            print(await first.wait(), flush=True)
+        asyncio.run(live())
+    """) as supervisor:  # fmt: skip
+        _told(supervisor)
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.read() == "255\n"
+
+
 def test_nothing_is_forked_beside_a_thread(tmp_path: Path) -> None:
     with _supervisor(tmp_path, """
         threading.Thread(target=threading.Event().wait, daemon=True).start()

@@ -49,11 +49,15 @@ class Forked:
     async def wait(self) -> int:
         """Wait until it has ended; its exit code, negative for a signal. It has closed its output: that is soon."""
         while self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # whoever started us had SIGCHLD ignored: it is known to nobody
+                self.returncode = 255
             else:
-                await asyncio.sleep(_LOOK_SECONDS)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+                else:
+                    await asyncio.sleep(_LOOK_SECONDS)
         return self.returncode
 
     def kill(self) -> None:
