@@ -106,10 +106,13 @@ def measured(asked: Asked, names: Sequence[str]) -> dict[str, Part]:
     for name in PARTS:
         if name in names:
             begun = time.monotonic()
-            own = asked.folder / name
-            own.mkdir()
-            parts[name] = PARTS[name](replace(asked, folder=own))
-            shutil.rmtree(own, ignore_errors=True)
+            folder, memory = asked.folder / name, asked.memory / name
+            folder.mkdir()
+            memory.mkdir()
+            shutil.chown(memory, "postfix")
+            parts[name] = PARTS[name](replace(asked, folder=folder, memory=memory))
+            for each in (folder, memory):
+                shutil.rmtree(each, ignore_errors=True)
             say(f"{name}: {time.monotonic() - begun:.0f} s")
     return parts
 
