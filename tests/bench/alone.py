@@ -20,7 +20,7 @@ from .part import Asked, Part, Target, Wrong, say, table
 from .wire import DIGITS, MARK, Conversation, Outcome, conversation, drive, negotiate
 
 __all__ = [
-    "Load", "Milter", "comparison", "cpu_of", "kept", "measure", "milters", "request", "scattered", "sqlite",
+    "FASTER", "Load", "Milter", "comparison", "cpu_of", "kept", "measure", "milters", "request", "scattered", "sqlite",
     "taking_turns", "timed", "wire", "workers",
 ]  # fmt: skip
 
