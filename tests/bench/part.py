@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Asked", "Part", "Target", "Wrong", "say", "table"]
+__all__ = ["Asked", "Measure", "Part", "Target", "Wrong", "say", "table"]
 
 
 class Wrong(Exception):
