@@ -95,6 +95,11 @@ def places(options: Options) -> Iterator[Asked]:
         folder.chmod(0o755)
         shutil.chown(memory, "postfix")
         yield Asked(folder, memory, options.rounds, options.messages, options.short)
+    except (Wrong, Refused, AssertionError):
+        if os.environ.get("MM4_KEEP"):
+            say(f"kept: {folder}")
+            folder = memory
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
