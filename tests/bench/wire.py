@@ -7,6 +7,7 @@ place of its number, which is as long as the number; what is left for the time t
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -264,7 +265,10 @@ class _Drive:
 
     def _heard(self, session: _Session) -> None:
         assert session.socket is not None
-        data = session.socket.recv(65536)
+        try:
+            data = session.socket.recv(65536)
+        except ConnectionError:  # what was sent was not read any more
+            data = b""
         if not data:
             raise Refused(f"{self.path}: hung up at {session.waits} of message {session.number.decode()}")
         if session.waits == "E":
@@ -309,7 +313,8 @@ class _Drive:
         assert session.socket is not None
         del self.busy[session.socket.fileno()]
         if not self.keep or self.next is None:
-            session.socket.sendall(_ABORT + _QUIT)
+            with contextlib.suppress(ConnectionError):  # it may hang up first
+                session.socket.sendall(_ABORT + _QUIT)
             self.poll.unregister(session.socket)
             session.socket.close()
             session.socket = None
