@@ -126,6 +126,23 @@ def test_of_several_hosts_the_one_that_takes_writes_is_found(cluster: Cluster, u
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("query", "prepared"), [("", True), ("&prepare_threshold=none", False)])
+def test_statements_are_prepared_unless_a_pooler_is_in_between(url: str, query: str, prepared: bool) -> None:
+    with Store.open(url + query) as store:
+        for _ in range(10):
+            store.record(mail()).result(5)
+            store.owed()
+        assert store._writer is not None
+        for engine in (store._readers, store._writer._engine):
+            with engine.connect() as connection:
+                for _ in range(10):
+                    connection.exec_driver_sql("SELECT 1")
+                found = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar()
+                assert bool(found) == prepared
+    assert "prepare" not in Database.parse(url + query, 5, read_only=False).libpq
+
+
+@pytest.mark.slow
 def test_a_session_on_a_server_that_takes_no_writes_any_more_is_left_for_another(url: str) -> None:
     def demote(connection: Connection) -> None:
         connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")

@@ -69,6 +69,8 @@ class Database:
                     f"store {parsed.render_as_string()}: PostgreSQL needs psycopg, which is not installed; "
                     "install it (pip install 'mm4-milter[postgresql]', or apt install python3-psycopg) or use SQLite"
                 )
+            if parsed.query.get("prepare_threshold", "none") != "none":
+                raise StoreError(f"store {parsed.render_as_string()}: prepare_threshold can only be none; leave it out")
             return cls(parsed.set(drivername="postgresql+psycopg"), None, busy_seconds, read_only)
         raise StoreError(f"store {parsed.render_as_string()}: unknown kind {backend}; {_URLS}")
 
@@ -78,7 +80,7 @@ class Database:
     @property
     def libpq(self) -> str:
         """The URL as PostgreSQL's own programs take it, without the password."""
-        shown = self._shown._replace(password=None)
+        shown = self._shown._replace(password=None).difference_update_query(["prepare_threshold"])
         hosts = shown.query.get("host", ())
         if not isinstance(hosts, str):
             # Ours has host=a:1&host=b:2, libpq host=a,b&port=1,2.

@@ -124,6 +124,9 @@ def arguments(url: URL, role: Role, busy_seconds: float) -> dict[str, Any]:
         "keepalives_interval": 1,
         "keepalives_count": 5,
     }
+    if url.query.get("prepare_threshold") == "none":
+        # For a pooler that gives each transaction another session: there a statement's name may be another's statement.
+        told["prepare_threshold"] = None
     if role != "scanner" or hosts > 1:
         # A command that only reads may be sent to a standby, by a URL that names no other.
         told["target_session_attrs"] = kind.server
