@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, make_url
 
 from cluster import Cluster, execute
-from harness import free_port
+from harness import free_port, wait_for
 from mm4.postfix.runtime import EOM_SECONDS
 from mm4.protocol.errors import StoreError
 from mm4.protocol.limits import Quota
@@ -190,6 +190,25 @@ def test_a_commit_without_an_answer_is_a_failure_and_a_repeat_neither_lost_nor_t
         proxy.lose_commits(False)
         store.withdraw(second.token).result(5)
         assert not other.record(mail("two", T0 + timedelta(seconds=1)), DAY).result(5).pending
+
+
+@pytest.mark.slow
+def test_a_commit_that_waits_for_a_standby_that_is_gone_is_a_failure_and_its_repeat_waits() -> None:
+    with Cluster() as cluster:
+        url = cluster.database()
+        with Store.open(url, busy_seconds=0.5) as store, Store.open(url, busy_seconds=0.5) as other:
+            store.ping()
+            other.ping()
+            cluster.run("ALTER SYSTEM SET synchronous_standby_names = 'gone'")
+            cluster.run("SELECT pg_reload_conf()")
+            for asked, said in ((store, "no answer within"), (other, "held a lock")):
+                with pytest.raises(StoreError, match=said):
+                    asked.record(mail("one"), DAY).result(10)
+            cluster.run("ALTER SYSTEM RESET synchronous_standby_names")
+            cluster.run("SELECT pg_reload_conf()")
+            # Now it is done after all.
+            wait_for(lambda: other.trace("t-one"), "the commit")
+            assert other.record(mail("one", T0 + timedelta(seconds=30)), DAY).result(5).pending
 
 
 @pytest.mark.slow
