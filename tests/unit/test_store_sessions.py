@@ -111,15 +111,28 @@ def test_a_server_that_says_nothing_is_given_up_in_time_by_writes_and_reads(url:
         store.owed()
 
 
+@pytest.fixture
+def silent(cluster: Cluster) -> Iterator[Proxy]:
+    """A host that takes connections and says nothing."""
+    with Proxy(cluster.folder / ".s.PGSQL.5432") as made:
+        made.hang()
+        yield made
+
+
 @pytest.mark.slow
-def test_of_several_hosts_the_one_that_takes_writes_is_found(cluster: Cluster, url: str, proxy: Proxy) -> None:
-    several = by([f"127.0.0.1:{free_port()}", proxy.host], url) + "&target_session_attrs=read-write"
+@pytest.mark.parametrize("first", ["silent", "refusing"])
+def test_of_several_hosts_the_one_that_takes_writes_is_found(
+    cluster: Cluster, url: str, proxy: Proxy, silent: Proxy, first: str
+) -> None:
+    dead = silent.host if first == "silent" else f"127.0.0.1:{free_port()}"
+    several = by([dead, proxy.host], url) + "&target_session_attrs=read-write"
     with Store.open(several) as store:
         store.record(mail("one")).result(5)
         assert len(store.trace("t-one")) == 1
     with Store.open(several, migrate=False, read_only=True) as store:
         assert len(store.trace("t-one")) == 1
     # And PostgreSQL's own programs are told of the same hosts, in their own words.
+    silent.cut()
     told = Database.parse(several, 5, read_only=False).libpq
     asked = [cluster.programs / "psql", "-At", "-d", told, "-c", "SELECT count(*) FROM transactions"]
     assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "1\n"

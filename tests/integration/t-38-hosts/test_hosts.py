@@ -357,6 +357,22 @@ def test_a_host_that_is_killed_under_traffic_loses_nothing(site: Site) -> None:
     traffic.came_to_its_end()
 
 
+def test_a_message_whose_commit_nobody_confirmed_is_put_off_and_taken_once_by_another(site: Site) -> None:
+    ((name, content),) = messages(1).items()
+    line = site.lines["gw-a"][0]
+    line.lose_commits()
+    told = site.gateways[0].send(content)
+    assert told.code == 451, told
+    assert line.lost
+    line.lose_commits(False)
+    with Mta(site.gateways[1].smtp, {name: content}, others=(site.gateways[2].smtp,)) as mta:
+        mta.wait(seconds=90)
+    (answer,) = site.north.wait_for(name)
+    assert answer.header("X-Mms-Request-Status-Code") == "Ok"
+    site.quiet()
+    assert [len(hop.by_transaction()[name]) for hop in (site.mmsc, site.north)] == [1, 1]
+
+
 def test_a_host_that_is_cut_off_from_the_database_says_so_in_time_and_the_others_go_on(site: Site) -> None:
     cut = site.gateways[0]
     lines = site.lines["gw-a"]
