@@ -43,10 +43,13 @@ def binaries() -> Path | None:
 class Cluster:
     """One server. `database` makes a store's database in it, owned by a role without further rights.
 
-    Its folder is made in `parent`, or where temporary ones are; `settings` are PostgreSQL's.
+    Its folder is made in `parent`, or where temporary ones are; `settings` are PostgreSQL's. With `of` it is a standby of
+    that one, and holds what that holds, until it is promoted.
     """
 
-    def __init__(self, *, fsync: bool = False, parent: Path | None = None, **settings: object) -> None:
+    def __init__(
+        self, *, fsync: bool = False, of: Cluster | None = None, parent: Path | None = None, **settings: object
+    ) -> None:
         programs = binaries()
         assert programs is not None, "no /usr/lib/postgresql/*/bin/initdb: .ci/setup installs Debian's postgresql"
         self.programs = programs
@@ -58,18 +61,23 @@ class Cluster:
             "max_connections": 200, "shared_buffers": "16MB", "jit": "off", "autovacuum": "off",
             **settings,
         }  # fmt: skip
+        self._of = of
         self._process: subprocess.Popen[bytes] | None = None
         self._template: str | None = None
 
     def __enter__(self) -> Cluster:
         if os.geteuid() == 0:
             os.chown(self.folder, _NOBODY, _NOBODY)
-        made = subprocess.run(
-            self._command("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"),
-            capture_output=True, text=True, check=False, cwd="/",
-        )  # fmt: skip
-        assert made.returncode == 0, f"initdb: {made.stderr}"
+        command = self._command("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        if self._of is not None:
+            primary = f"host={self._of.folder} user=postgres application_name=standby"
+            command = self._command("pg_basebackup", "-D", self.data, "-R", "-d", primary, "--checkpoint=fast", "--no-sync")
+        made = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        assert made.returncode == 0, f"{command}: {made.stderr}"
         self.start()
+        if self._of is not None:
+            self._of.replicate()
+            return self
         self.run("CREATE ROLE mm4 LOGIN")
         return self
 
@@ -119,6 +127,19 @@ class Cluster:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+
+    def replicate(self) -> None:
+        """From now on a commit is on the standby too before it is one."""
+        self.run("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        self.run("SELECT pg_reload_conf()")
+        end = time.monotonic() + SECONDS
+        while self.run("SELECT sync_state FROM pg_stat_replication") != [("sync",)]:
+            assert time.monotonic() < end, "the standby does not follow"
+            time.sleep(0.02)
+
+    def promote(self) -> None:
+        """Make a standby a primary."""
+        assert self.run("SELECT pg_promote()") == [(True,)]
 
     def run(self, sql: str, database: str = "postgres", user: str = "postgres") -> list[tuple[Any, ...]]:
         """One statement as the superuser, or somebody else; gives the rows."""

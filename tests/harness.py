@@ -253,20 +253,24 @@ class Failure:
     step: Literal["connect", "mail", "rcpt", "data", "end"]
     code: int
     text: str
+    smtp: str = ""
 
 
 class Mta:
     """A peer's MTA under load: several sessions at a time, every message again until it has its 250.
 
+    `others` are the further hosts of its MX records: after a failure the next is tried, and one that took a message stays.
     `messages` are by transaction id. A session ends after a reply that is no success, as it does in a real MTA, and
     after a few messages; the message then comes again in a new one. `gap` is the pause of each session between two.
     """
 
     def __init__(
         self, smtp: str, messages: dict[str, bytes], *, sessions: int = 4, gap: float = 0.05, source: str = NORTH,
-        rcpt: tuple[str, ...] = ("+491511000001/TYPE=PLMN@mms.gw.example",),
+        rcpt: tuple[str, ...] = ("+491511000001/TYPE=PLMN@mms.gw.example",), others: tuple[str, ...] = (),
+        mail_from: str = "+447700900002/TYPE=PLMN@mms.north.example",
     ) -> None:  # fmt: skip
-        self.smtp = smtp
+        self.hosts = (smtp, *others)
+        self.mail_from = mail_from
         self.messages = messages
         self.gap = gap
         self.source = source
@@ -296,7 +300,8 @@ class Mta:
 
     def _session(self) -> None:
         client: smtplib.SMTP | None = None
-        served = 0
+        hosts = itertools.cycle(self.hosts)
+        host, served = next(hosts), 0
         while not self._stop.is_set():
             with self._lock:
                 if not self._waiting:
@@ -304,14 +309,15 @@ class Mta:
                 name = self._waiting.pop()
             while name not in self.accepted and not self._stop.is_set():
                 if client is None:
-                    client, served = self._connected(name), 0
-                if client is not None and self._offered(client, name):
+                    client, served = self._connected(name, host), 0
+                if client is not None and self._offered(client, name, host):
                     self.accepted[name] = time.monotonic()
                     served += 1
                 elif client is not None:
                     _hang_up(client)
                     client = None
                 if name not in self.accepted:
+                    host = next(hosts)
                     self._stop.wait(0.1)
             if client is not None and served >= 5:
                 _hang_up(client)
@@ -320,20 +326,20 @@ class Mta:
         if client is not None:
             _hang_up(client)
 
-    def _connected(self, name: str) -> smtplib.SMTP | None:
-        host, _, port = self.smtp.rpartition(":")
+    def _connected(self, name: str, smtp: str) -> smtplib.SMTP | None:
+        host, _, port = smtp.rpartition(":")
         try:
             client = smtplib.SMTP(host.strip("[]"), int(port), timeout=SECONDS, source_address=(self.source, 0))
             client.ehlo()
         except OSError as error:  # smtplib's own errors are OSErrors too
-            self.failures.append(Failure(name, "connect", getattr(error, "smtp_code", 0), str(error)))
+            self.failures.append(Failure(name, "connect", getattr(error, "smtp_code", 0), str(error), smtp))
             return None
         return client
 
-    def _offered(self, client: smtplib.SMTP, name: str) -> bool:
+    def _offered(self, client: smtplib.SMTP, name: str, smtp: str) -> bool:
         message = re.sub(rb"(?m)^\.", b"..", self.messages[name]) + b"."
         steps: list[tuple[Literal["mail", "rcpt", "data", "end"], bytes, int]] = [
-            ("mail", b"MAIL FROM:<+447700900002/TYPE=PLMN@mms.north.example>", 250),
+            ("mail", f"MAIL FROM:<{self.mail_from}>".encode(), 250),
             *(("rcpt", f"RCPT TO:<{recipient}>".encode(), 250) for recipient in self.rcpt),  # type: ignore[list-item]
             ("data", b"DATA", 354),
             ("end", message, 250),
@@ -343,10 +349,10 @@ class Mta:
                 client.send(what + b"\r\n")
                 code, text = client.getreply()
             except OSError as error:
-                self.failures.append(Failure(name, step, 0, str(error)))
+                self.failures.append(Failure(name, step, 0, str(error), smtp))
                 return False
             if code != expected:
-                self.failures.append(Failure(name, step, code, text.decode("utf-8", "replace")))
+                self.failures.append(Failure(name, step, code, text.decode("utf-8", "replace"), smtp))
                 return False
         return True
 

@@ -316,7 +316,8 @@ def test_relative_paths_are_relative_to_the_files_folder() -> None:
     assert (config.folders.state, config.folders.sockets, config.folders.postfix) == (
         "/etc/mm4/state", "/etc/mm4/../run", "/etc/postfix",
     )  # fmt: skip
-    assert load(GOOD + "store: postgresql://mm4@db/mm4\n").store == "postgresql://mm4@db/mm4"
+    for url in ("postgresql://mm4@db/mm4", "postgresql+psycopg://mm4@/mm4?host=a:1&host=b:2&target_session_attrs=read-write"):
+        assert load(GOOD + f"store: {url}\n").store == url
     assert load(GOOD + "store: sqlite:////srv/x.db\n").store == "sqlite:////srv/x.db"
 
 

@@ -133,9 +133,11 @@ def test_what_says_nothing_any_more_goes_with_the_next_messages(store_url: str) 
             future.result(30)
         assert rows(store_url) == 250
         later = NOW + timedelta(seconds=60)
-        for left in (151, 52, 3):
+        # Fewer at a time where each takes a lock: still more than come.
+        many = store_url.startswith("sqlite")
+        for left in (151, 52, 3) if many else (247, 244, 241):
             store.take([Repetition(f"flood north {left} again", "flood", 60)], later).result(30)
             assert rows(store_url) == left
         # What is over its limit changes nothing.
         store.take([Quota("day north", "day", 1, later), Bucket("second north", "second", 1.0, 1)], NOW).result(30)
-        assert rows(store_url) == 5
+        assert rows(store_url) == left + 2

@@ -306,6 +306,7 @@ def test_a_read_only_store_makes_no_file(tmp_path: Path) -> None:
         ("sqlite://", "no absolute path"),
         ("sqlite:///mm4.db", "no absolute path"),
         ("mysql://user:secret@db.example/mm4", "unknown kind mysql"),
+        ("postgresql://mm4:secret@db.example/mm4?prepare_threshold=5", "prepare_threshold can only be none; leave it out"),
         ("sqlite:////nonexistent/folder/mm4.db", "folder /nonexistent/folder does not exist; create it"),
         ("sqlite:////proc/mm4.db", "not writable for user id|check the folder /proc"),
         ("sqlite:////etc", "is a folder"),

@@ -94,7 +94,7 @@ def migrate_command(config_file: str, as_json: bool) -> None:
     from ..store.upgrade import bring_up  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     database = _database(read_config(config_file)[0].store)
-    readers = database.engine("reader")
+    readers = database.engine("scanner")
     try:
         found, now = bring_up(database, readers, _PATIENCE)
     except Exception as error:

@@ -30,7 +30,7 @@ def condition(url: str) -> dict[str, Any]:
     """What `mm4 store status --json` prints. Raises StoreError, NoStoreError where there is none."""
     database = Database.parse(url, 5.0, read_only=True)
     database.check(create=False)
-    readers = database.engine("reader")
+    readers = database.engine("scanner")
     try:
         found = found_revision(database, readers)
         problem = _problem(database, found)

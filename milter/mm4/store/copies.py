@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, or_, select, text
+from sqlalchemy import BindParameter, Connection, bindparam, func, or_, select
 
 from ..protocol.transaction import Answer, Direction, Message, Recording, State, Transaction
 from .prepared import Prepared, among
 from .schema import clean, messages, transactions
 
-__all__ = ["PENDING", "as_recorded", "find"]
+__all__ = ["PENDING", "as_recorded", "find", "locks"]
 
 PENDING = timedelta(seconds=60)
 """How long a message may be undecided; Postfix shows within a second, as a rule, that it kept one."""
@@ -76,18 +76,20 @@ _ANSWER = Prepared(
         messages.c.answer_text,
     ).where(messages.c.token == bindparam("a_token"))
 )
-_LOCK = Prepared(text("SELECT pg_advisory_xact_lock(hashtext(:a_key))"))
+
+
+def locks(message: Message) -> tuple[str, ...]:
+    """What to lock before `find` and until the message is kept: two hosts would each see nothing of the other's row."""
+    ids = _ids(message)
+    return (f"{message.source} {ids[0]}",) if ids else ()
 
 
 def find(connection: Connection, message: Message, window: timedelta) -> Recording:
     """What of `message` came before, within `window` of its time; a message without ids never did."""
-    ids = {(t.transaction_id, t.message_id) for t in message.transactions}
-    if message.source is None or len(ids) != 1 or not all(next(iter(ids))):
+    ids = _ids(message)
+    if ids is None:
         return Recording()
-    transaction_id, message_id = map(clean, ids.pop())
-    if connection.dialect.name == "postgresql":
-        # SQLite has the one write lock; here two hosts would each see nothing of the other's row.
-        _LOCK.change(connection, {"a_key": f"{message.source} {transaction_id}"})
+    transaction_id, message_id = ids
     asked = {
         "an_id": transaction_id, "a_message_id": message_id, "a_type": clean(message.type),
         "a_source": message.source, "a_since": message.recorded_at - window,
@@ -108,6 +110,15 @@ def find(connection: Connection, message: Message, window: timedelta) -> Recordi
     first = next(spoken, None)
     answer = _answer(connection, first.token) if first is not None else None
     return Recording(False, tuple(sorted(repeated)), answer, other)
+
+
+def _ids(message: Message) -> tuple[str, str] | None:
+    """The transaction and the message id by which a copy is found; None where there are none."""
+    ids = {(t.transaction_id, t.message_id) for t in message.transactions}
+    if message.source is None or len(ids) != 1 or not all(next(iter(ids))):
+        return None
+    transaction_id, message_id = map(clean, ids.pop())
+    return transaction_id, message_id
 
 
 def as_recorded(message: Message, found: Recording) -> Message:

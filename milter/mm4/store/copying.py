@@ -83,7 +83,7 @@ def copy(source: Database, target: Database, finish: bool, at: datetime, progres
     """
     if (source.path is None) == (target.path is None):
         raise StoreRefused(f"store {target}: is of the same kind as {source}; mm4 store backup and pg_dump copy those")
-    readers = source.engine("reader")
+    readers = source.engine("scanner")
     try:
         _check_source(source, readers)
         _prepare(target)
@@ -231,7 +231,7 @@ def _check_source(source: Database, readers: Engine) -> None:
 
 def _prepare(target: Database) -> None:
     """Have an empty store with the mark, or one that has it already. Raises StoreError for every other."""
-    readers = target.engine("reader")
+    readers = target.engine("scanner")
     try:
         target.check(create=True)
         found = found_revision(target, readers)

@@ -10,20 +10,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ..protocol.errors import Mm4Error, NoStoreError, StoreError
 
-__all__ = ["Database"]
+__all__ = ["NO_ANSWER", "Database", "Role"]
 
-_Role = Literal["reader", "writer", "migrator"]
+Role = Literal["reader", "scanner", "writer", "migrator"]
+"""What a connection is for. A `reader` and a `scanner` can change nothing; the second may take any time."""
+
+_READING = ("reader", "scanner")
+# The hash by which an earlier version, which may still serve on another host, locks too.
+_LOCKS = text(
+    "SELECT pg_advisory_xact_lock(hash) FROM "
+    "(SELECT DISTINCT hashtext(name) AS hash FROM unnest(CAST(:names AS text[])) AS name ORDER BY hash) AS ordered"
+)
 
 # SQLite polls a lock with sleeps that grow to 100 ms. A writer lets it poll only this long and then asks
 # anew, so that it gets the lock within a few milliseconds of its release.
@@ -60,6 +69,8 @@ class Database:
                     f"store {parsed.render_as_string()}: PostgreSQL needs psycopg, which is not installed; "
                     "install it (pip install 'mm4-milter[postgresql]', or apt install python3-psycopg) or use SQLite"
                 )
+            if parsed.query.get("prepare_threshold", "none") != "none":
+                raise StoreError(f"store {parsed.render_as_string()}: prepare_threshold can only be none; leave it out")
             return cls(parsed.set(drivername="postgresql+psycopg"), None, busy_seconds, read_only)
         raise StoreError(f"store {parsed.render_as_string()}: unknown kind {backend}; {_URLS}")
 
@@ -69,7 +80,14 @@ class Database:
     @property
     def libpq(self) -> str:
         """The URL as PostgreSQL's own programs take it, without the password."""
-        return self._shown._replace(password=None).render_as_string()
+        shown = self._shown._replace(password=None).difference_update_query(["prepare_threshold"])
+        hosts = shown.query.get("host", ())
+        if not isinstance(hosts, str):
+            # Ours has host=a:1&host=b:2, libpq host=a,b&port=1,2.
+            pairs = [host.partition(":")[::2] for host in hosts]
+            named = {"host": ",".join(host for host, _ in pairs), "port": ",".join(port for _, port in pairs)}
+            shown = shown.update_query_dict(named)
+        return shown.render_as_string()
 
     @property
     def _shown(self) -> URL:
@@ -116,21 +134,21 @@ class Database:
             raise StoreError(f"store {self}: {error.strerror}; check the folder {folder} for {_user()}") from error
         return there
 
-    def engine(self, role: _Role) -> Engine:
+    def engine(self, role: Role) -> Engine:
         """Open nothing yet; give the engine whose connections are set up for the role.
 
-        A `reader` can change nothing, a `writer` takes the write lock when it begins, and a `migrator` does
+        A `writer` takes the write lock when it begins, and a `migrator` does
         the same without foreign keys (SQLite rebuilds tables by dropping the old one).
         """
         pool: dict[str, Any] = (
             {"poolclass": QueuePool, "pool_size": 5, "max_overflow": 15, "pool_timeout": self.busy_seconds}
-            if role == "reader"
+            if role in _READING
             else {"poolclass": NullPool}
         )
         if self.path is None:
             return self._postgresql(role, pool)
         engine = create_engine(self.url, creator=lambda: self._sqlite(role), **pool)
-        begin = "BEGIN" if role == "reader" else "BEGIN IMMEDIATE"
+        begin = "BEGIN" if role in _READING else "BEGIN IMMEDIATE"
 
         def do_begin(connection: Any) -> None:
             connection.execute(begin)
@@ -140,7 +158,7 @@ class Database:
         engine.dialect.do_begin = do_begin  # type: ignore[method-assign,assignment]  # the hook that listeners stand in for
         return engine
 
-    def _sqlite(self, role: _Role) -> sqlite3.Connection:
+    def _sqlite(self, role: Role) -> sqlite3.Connection:
         # mode=rw: a file that somebody took away is an error, not a new empty store.
         mode = "ro" if self.read_only else "rw"
         connection = sqlite3.connect(
@@ -151,7 +169,7 @@ class Database:
             check_same_thread=False,
         )
         try:
-            if role == "reader":
+            if role in _READING:
                 connection.execute("PRAGMA query_only = ON")
             else:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -164,31 +182,19 @@ class Database:
             raise
         return connection
 
-    def _postgresql(self, role: _Role, pool: dict[str, Any]) -> Engine:
-        milliseconds = max(1, int(self.busy_seconds * 1000))
-        settings = {
-            "timezone": "UTC",
-            "lock_timeout": milliseconds,
-            # What server or role have set otherwise must not change what a statement sees.
-            "default_transaction_isolation": r"read\ committed",
-            # A host that vanishes in the middle of a transaction would keep its locks from all others.
-            "idle_in_transaction_session_timeout": 2 * milliseconds,
-        }
-        if role == "reader":
-            settings["default_transaction_read_only"] = "on"
-        if role == "writer":
-            # More than a lock takes, and less than the end of a message may.
-            settings["statement_timeout"] = 2 * milliseconds
-        arguments = {
-            "connect_timeout": max(2, round(self.busy_seconds)),
-            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
-            # A server that vanishes is noticed within the same time, not in the two hours of the kernel.
-            "tcp_user_timeout": 2 * milliseconds,
-            "keepalives_idle": max(1, round(self.busy_seconds)),
-            "keepalives_interval": 1,
-            "keepalives_count": 5,
-        }
-        return create_engine(self.url, connect_args=arguments, pool_pre_ping=role == "reader", **pool)
+    def _postgresql(self, role: Role, pool: dict[str, Any]) -> Engine:
+        from .sessions import open_engine  # noqa: PLC0415  psycopg need not be installed
+
+        return open_engine(self.url, role, self.busy_seconds, pool)
+
+    def lock(self, connection: Connection, keys: Iterable[str]) -> None:
+        """Take the locks of these names, until the transaction ends. SQLite needs none: it has the one write lock.
+
+        All of them at once and in one order, so that no two transactions that do so wait for each other.
+        """
+        names = list(keys)
+        if names and self.path is None:
+            connection.execute(_LOCKS, {"names": names})
 
     def busy(self, error: BaseException) -> bool:
         """Whether the error only says that another process holds the lock."""
@@ -197,16 +203,16 @@ class Database:
     def undone(self, error: BaseException) -> bool:
         """Whether nothing of a transaction was kept for a reason that does not lie in what was being written.
 
-        That is: PostgreSQL broke the connection, undid one of two transactions that waited for each other, or would
-        not wait longer for a lock of another.
+        That is: PostgreSQL broke the connection, undid one of two transactions that waited for each other, would
+        not wait longer for a lock of another, or takes no writes (any more) on this connection.
         """
         if not isinstance(error, DBAPIError):
             return False
         return error.connection_invalidated or _sqlstate(error) in _UNDONE
 
     def waited(self, error: BaseException) -> bool:
-        """Whether PostgreSQL gave up because a lock, or the statement, took too long."""
-        return _sqlstate(error) in (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT)
+        """Whether a lock, the statement or PostgreSQL's answer took too long."""
+        return _sqlstate(error) in (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT, NO_ANSWER)
 
     def failure(self, error: BaseException) -> StoreError:
         """Say what an error of the database means, and the cure; one of ours keeps its own words."""
@@ -232,6 +238,8 @@ class Database:
         # psycopg gives no state where it cannot connect, whatever the server said.
         if isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, OperationalError)):
             lines = str(error.orig).splitlines() or ["no text"]
+            if any(line.endswith(_NOT_PRIMARY) for line in lines):
+                return _STATES[_READ_ONLY]
             return f"no connection to PostgreSQL ({lines[0]}); start it, or mend store: in the YAML"
         return None
 
@@ -252,13 +260,18 @@ _MEANINGS = {
 
 # PostgreSQL's SQLSTATE codes: appendix A of its manual.
 _DEADLOCK, _SERIALIZATION, _LOCK_TIMEOUT, _STATEMENT_TIMEOUT = "40P01", "40001", "55P03", "57014"
-_UNDONE = (_DEADLOCK, _SERIALIZATION, _LOCK_TIMEOUT, _STATEMENT_TIMEOUT)
+_READ_ONLY = "25006"
+_UNDONE = (_DEADLOCK, _SERIALIZATION, _LOCK_TIMEOUT, _STATEMENT_TIMEOUT, _READ_ONLY)
+NO_ANSWER = "08006"
+"""Ours, for a session that was given up because nothing came back: PostgreSQL itself can say nothing then."""
+# libpq's words (src/interfaces/libpq/fe-connect.c) where target_session_attrs finds another kind of server.
+_NOT_PRIMARY = ("session is read-only", "server is in hot standby mode")
 _WAITED = "another process has held a lock for more than {seconds} s; pg_stat_activity shows which"
 _STATES = {
     _LOCK_TIMEOUT: _WAITED,
     _STATEMENT_TIMEOUT: "a statement took too long and was given up; look at PostgreSQL's load and disk",
     "53100": "no room to write; free space on the file system of PostgreSQL",
-    "25006": "PostgreSQL takes no writes (a standby?); name the primary in store:",
+    _READ_ONLY: "PostgreSQL takes no writes (a standby?); name the primary, or both hosts, in store:",
     "42501": "the role lacks a right; make it the owner of the database",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, select, text
+from sqlalchemy import ColumnElement, Connection, Delete, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..protocol.limits import Limit, Standing, Taken, take
@@ -22,23 +22,27 @@ _SELECT = select(limits.c.key, limits.c.until, limits.c.used).where(
 )
 _MOST_FORGOTTEN = 100
 """Rows that one message removes: enough to keep up, and too few to be felt."""
-_FORGET = delete(limits).where(
-    limits.c.key.in_(
-        select(limits.c.key)
-        .where(limits.c.until <= bindparam("now", type_=limits.c.until.type))
-        .limit(_MOST_FORGOTTEN)
-        # Of two hosts that look at once, each takes rows of its own.
-        .with_for_update(skip_locked=True)
-    )
-)
+_MOST_LOCKED = 4
+"""Of PostgreSQL, which keeps a lock for each in its memory: still more than a message leaves behind."""
+
+
+def _forgetting(most: int, *conditions: ColumnElement[bool]) -> Delete:
+    over = select(limits.c.key).where(limits.c.until <= bindparam("now", type_=limits.c.until.type), *conditions)
+    # Of two hosts that look at once, each takes rows of its own.
+    return delete(limits).where(limits.c.key.in_(over.limit(most).with_for_update(skip_locked=True)))
+
+
+_FORGET = {
+    "sqlite": _forgetting(_MOST_FORGOTTEN),
+    # What another host is about to count is left alone: each would wait for a row that the other removes.
+    "postgresql": _forgetting(_MOST_LOCKED, func.pg_try_advisory_xact_lock(func.hashtext(limits.c.key))),
+}
 _UPSERTS = {
     name: statement.on_conflict_do_update(
         index_elements=[limits.c.key], set_={"until": statement.excluded.until, "used": statement.excluded.used}
     )
     for name, statement in (("sqlite", sqlite.insert(limits)), ("postgresql", postgresql.insert(limits)))
 }
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext(:a_key))")
-
 
 def standings(connection: Connection, keys: Collection[str]) -> dict[str, Standing]:
     """Read how far limits are used, by key; what nobody used is not among them."""
@@ -46,15 +50,14 @@ def standings(connection: Connection, keys: Collection[str]) -> dict[str, Standi
 
 
 def take_limits(connection: Connection, wanted: Sequence[Limit], now: datetime) -> Taken:
-    """Count one message for all limits, or for none where it is over one of them."""
+    """Count one message for all limits, or for none where it is over one of them.
+
+    The keys are locked by the caller: a row that is not there yet cannot be.
+    """
     keys = [limit.key for limit in wanted]
-    if connection.dialect.name == "postgresql":
-        # SQLite has the one write lock; a row that is not there yet cannot be locked.
-        for key in sorted(keys):
-            connection.execute(_LOCK, {"a_key": key})
     taken = take(wanted, standings(connection, keys), now)
     if taken.kept:
         rows = [{"key": key, "until": kept.until, "used": kept.count} for key, kept in taken.kept.items()]
         connection.execute(_UPSERTS[connection.dialect.name], rows)
-        connection.execute(_FORGET, {"now": now})
+        connection.execute(_FORGET[connection.dialect.name], {"now": now})
     return taken

@@ -78,7 +78,7 @@ class Store:
         writable, not a database, a schema newer than this code, a URL that names no store.
         """
         database = Database.parse(url, busy_seconds, read_only)
-        readers = database.engine("reader")
+        readers = database.engine("scanner" if read_only else "reader")
         try:
             prepare(database, readers, migrate and not read_only)
         except BaseException:
@@ -117,7 +117,11 @@ class Store:
             failed: Future[Recording] = Future()
             failed.set_exception(self._database.failure(error))
             return failed
-        return self._write(operation)
+        parts = (message, *splits) if window is not None else ()
+        locks = [name for part in parts for name in copies.locks(part)]
+        if message.copy_of is not None:
+            locks.append(message.copy_of)
+        return self._write(operation, locks)
 
     def accepted(self, token: str, at: datetime, queue_id: str | None = None) -> Future[bool]:
         """Postfix has the message: what was RECORDED is WAITING (outward, ack requested) or ACCEPTED.
@@ -181,7 +185,8 @@ class Store:
                     detail=detail,
                 ),
                 lambda connection: charge_answer(connection, peer, clean(type), clean(transaction_id), at),
-            )
+            ),
+            [f"{peer} {clean(transaction_id)}"],
         )
 
     def bounced(
@@ -311,7 +316,8 @@ class Store:
 
     def take(self, limits: Sequence[Limit], now: datetime) -> Future[Taken]:
         """Count one message for all of the limits, or for none where it is over one of them."""
-        return self._write(lambda connection: take_limits(connection, limits, now))
+        keys = [limit.key for limit in limits]
+        return self._write(lambda connection: take_limits(connection, limits, now), keys)
 
     def standings(self, keys: Collection[str]) -> dict[str, Standing]:
         """Read how far limits are used, by key, and count nothing."""
@@ -467,9 +473,9 @@ class Store:
 
         return both
 
-    def _write(self, operation: Operation[T]) -> Future[T]:
+    def _write(self, operation: Operation[T], locks: Sequence[str] = ()) -> Future[T]:
         if self._writer is not None:
-            return self._writer.submit(operation)
+            return self._writer.submit(operation, locks)
         refused: Future[T] = Future()
         refused.set_exception(StoreError(f"store {self._database}: was opened read-only"))
         return refused

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +36,8 @@ _RELEASE = Prepared(text("RELEASE SAVEPOINT together"))
 _BACK = Prepared(text("ROLLBACK TO SAVEPOINT together"))
 # Bounds how long one process keeps the write lock from the others: 500 take about 50 ms.
 _LARGEST_GROUP = 500
+# What was undone alone is done again at once: whoever it waited for has committed meanwhile.
+_TRIES = 3
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class _Work:
     future: Future[Any]
     deadline: float
     """time.monotonic() until which the work waits for the write lock."""
+    locks: Sequence[str]
 
 
 class Writer:
@@ -60,9 +63,10 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="mm4-store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation[T]) -> Future[T]:
+    def submit(self, operation: Operation[T], locks: Sequence[str] = ()) -> Future[T]:
         """Hand in an operation. The future gives its result once that is on disk, or raises StoreError.
 
+        `locks` names what no other host may do at the same time; it is locked before the group begins.
         Never raises and never blocks. A future that was cancelled before its turn is left out.
         """
         future: Future[T] = Future()
@@ -70,7 +74,7 @@ class Writer:
             # The thread stayed in the parent: the future would never resolve.
             future.set_exception(StoreError(f"store {self._database}: was opened before fork(); open it in the child"))
             return future
-        work = _Work(operation, future, time.monotonic() + self._database.busy_seconds)
+        work = _Work(operation, future, time.monotonic() + self._database.busy_seconds, locks)
         with self._changed:
             if not self._closed:
                 self._waiting.append(work)
@@ -143,28 +147,35 @@ class Writer:
     def _one_by_one(self, group: list[_Work]) -> None:
         """Commit each by itself, on a new connection: none holds a lock while it waits for another's."""
         for number, work in enumerate(group):
-            try:
-                if self._connection is None:
-                    self._connection = self._engine.connect()
-                self._connection.begin()
-            except Exception as error:
-                self._disconnect()
-                self._fail(group[number:], error)
-                return
-            try:
-                outcome = work.operation(self._connection)
-                self._connection.commit()
-            except BaseException as error:
-                self._disconnect()
-                self._fail([work], error)
-                if not isinstance(error, Exception):
-                    raise
-                if self._database.waited(error):
-                    # Each of the others would wait as long again.
-                    self._fail(group[number + 1 :], error)
+            for left in reversed(range(_TRIES)):
+                try:
+                    if self._connection is None:
+                        self._connection = self._engine.connect()
+                    self._connection.begin()
+                except Exception as error:
+                    self._disconnect()
+                    self._fail(group[number:], error)
                     return
-            else:
-                work.future.set_result(outcome)
+                executed = False
+                try:
+                    (outcome,) = self._execute(self._connection, [work])
+                    executed = True
+                    self._connection.commit()
+                except BaseException as error:
+                    self._disconnect()
+                    waited = self._database.waited(error)
+                    if left and not executed and not waited and self._database.undone(error):
+                        continue
+                    self._fail([work], error)
+                    if not isinstance(error, Exception):
+                        raise
+                    if waited:
+                        # Each of the others would wait as long again.
+                        self._fail(group[number + 1 :], error)
+                        return
+                else:
+                    work.future.set_result(outcome)
+                break
 
     def _begin(self) -> Connection | None:
         """Begin a transaction; None once the oldest work's time is over or the database is not usable."""
@@ -190,6 +201,8 @@ class Writer:
 
     def _execute(self, connection: Connection, group: list[_Work]) -> list[Any]:
         """Run the group; gives a result or an exception for each."""
+        # Before any savepoint, whose rollback would give them back.
+        self._database.lock(connection, (name for work in group for name in work.locks))
         if len(group) == 1:
             return [group[0].operation(connection)]
         # One savepoint for all is the cheap way; one for each is taken only after a failure. Not by begin_nested(),
