@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -516,3 +517,31 @@ def test_what_an_operator_asks_and_changes_is_the_same_in_every_database(store: 
     assert store.forget(sent.token, force=True).result(5) is None
     assert store.message(sent.token) is None
     assert whats(store, sent.token) == []
+
+
+def test_a_store_for_threads_that_are_not_pythons_reads_in_its_own(store_url: str) -> None:
+    with Store.open(store_url, busy_seconds=1, reading_threads=2) as store:
+        names: set[str] = set()
+
+        def query(connection: Any) -> None:
+            names.add(threading.current_thread().name)
+
+        with ThreadPoolExecutor(8, "caller") as pool:
+            for done in [pool.submit(store._read, query) for _ in range(20)]:
+                done.result(5)
+        assert all(name.startswith("mm4-store-reader") for name in names)
+        assert 1 <= len(names) <= 2
+        message = kept(store, mail())
+        assert store.message(message.token) is not None
+        with pytest.raises(StoreError, match="boom"):
+            store._read(lambda connection: (_ for _ in ()).throw(ValueError("boom")))
+    with pytest.raises(StoreError, match="closed"):
+        store.message(message.token)
+
+
+def test_a_read_that_hangs_in_its_thread_is_given_up(tmp_path: Path) -> None:
+    held = threading.Event()
+    with Store.open(f"sqlite:///{tmp_path}/mm4.db", busy_seconds=0.1, reading_threads=1) as store:
+        with pytest.raises(StoreError, match="not read within"):
+            store._read(lambda connection: held.wait(30))
+        held.set()

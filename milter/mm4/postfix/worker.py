@@ -27,6 +27,8 @@ from .runtime import EOM_SECONDS, Runtime
 
 __all__ = ["main"]
 
+_READING_THREADS = 4
+"""Threads that read the store for libmilter's."""
 _SETTLE_SECONDS = 0.5
 """Time for a session that was accepted to be counted."""
 _FAREWELL_SECONDS = 2.0
@@ -46,7 +48,9 @@ def main(descriptor: int) -> int:
         return 0
     try:
         config = parse_config(first["config"], first["name"], first["dialects"])
-        store = Store.open(config.store, migrate=False, charging=config.cdr is not None)
+        store = Store.open(
+            config.store, migrate=False, charging=config.cdr is not None, reading_threads=_READING_THREADS
+        )
     except Mm4Error as error:
         say(error=str(error))
         return error.exit_code

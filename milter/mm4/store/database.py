@@ -37,6 +37,7 @@ _LOCKS = text(
 # SQLite polls a lock with sleeps that grow to 100 ms. A writer lets it poll only this long and then asks
 # anew, so that it gets the lock within a few milliseconds of its release.
 _SLICE_MS = 3
+_SLICES = 20
 _URLS = "write sqlite:////absolute/path/mm4.db or postgresql://user@host/name"
 
 
@@ -151,6 +152,14 @@ class Database:
         begin = "BEGIN" if role in _READING else "BEGIN IMMEDIATE"
 
         def do_begin(connection: Any) -> None:
+            # Here, because an exception that goes through SQLAlchemy takes as long as a message does.
+            for _ in range(_SLICES):
+                try:
+                    connection.execute(begin)
+                    return
+                except sqlite3.OperationalError as error:
+                    if not self.busy(error):
+                        raise
             connection.execute(begin)
 
         # Not a listener for "begin": an engine with any listener looks for more of them at every statement, which

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -51,11 +51,15 @@ class Store:
     ids are unquoted.
     """
 
-    def __init__(self, database: Database, readers: Engine, writer: Writer | None, charging: bool = False) -> None:
+    def __init__(
+        self, database: Database, readers: Engine, writer: Writer | None, charging: bool = False,
+        reading_threads: int = 0,
+    ) -> None:  # fmt: skip
         self._database = database
         self._charging = charging
         self.charges = Charges(self)
         self._readers = readers
+        self._threads = ThreadPoolExecutor(reading_threads, "mm4-store-reader") if reading_threads else None
         self._writer = writer
         self._process = os.getpid()
         self._closed = False
@@ -69,12 +73,15 @@ class Store:
         migrate: bool = True,
         read_only: bool = False,
         charging: bool = False,
+        reading_threads: int = 0,
     ) -> Store:
         """Open the store at `sqlite:////absolute/path` or `postgresql://...`, creating or migrating it.
 
         `busy_seconds` is the longest that anything waits for another process's lock. Without `migrate`, and
         with `read_only`, a store that is missing or old is an error. With `charging` it makes charging records,
-        each in the transaction of what it is about. Raises StoreError: no such folder, not
+        each in the transaction of what it is about. `reading_threads` is for callers whose threads are not
+        Python's own (libmilter's): what sqlite3 and ctypes call back there may meet a thread state that pymilter has
+        freed, and the process dies. Then so many threads of the store read. Raises StoreError: no such folder, not
         writable, not a database, a schema newer than this code, a URL that names no store.
         """
         database = Database.parse(url, busy_seconds, read_only)
@@ -84,7 +91,8 @@ class Store:
         except BaseException:
             readers.dispose()
             raise
-        return cls(database, readers, None if read_only else Writer(database, database.engine("writer")), charging)
+        writer = None if read_only else Writer(database, database.engine("writer"))
+        return cls(database, readers, writer, charging, reading_threads)
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +105,8 @@ class Store:
     def close(self) -> None:
         """Write what was handed in and close. Later writes fail at once, later reads raise StoreError."""
         self._closed = True
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         if self._writer is not None:
             self._writer.close()
         # In a forked child the connections are the parent's: closing them there would clear its WAL.
@@ -485,6 +495,17 @@ class Store:
             raise StoreError(f"store {self._database}: is closed")
         if os.getpid() != self._process:
             raise StoreError(f"store {self._database}: was opened before fork(); open it in the child")
+        if self._threads is None:
+            return self._answer(query)
+        limit = 3 * self._database.busy_seconds
+        try:
+            return self._threads.submit(self._answer, query).result(limit)
+        except FutureTimeoutError:
+            raise StoreError(f"store {self._database}: not read within {limit:g} s; check the disk") from None
+        except (CancelledError, RuntimeError):
+            raise StoreError(f"store {self._database}: is closed") from None
+
+    def _answer(self, query: Callable[[Connection], T]) -> T:
         try:
             with self._readers.connect() as connection:
                 return query(connection)
