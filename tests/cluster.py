@@ -26,7 +26,7 @@ from sqlalchemy import Connection, event, text
 from mm4.store import Store
 from mm4.store.database import Database
 
-__all__ = ["Cluster", "binaries", "execute", "plan"]
+__all__ = ["Cluster", "binaries", "execute", "plan", "plans"]
 
 SECONDS = 60.0
 """Longest wait for a server that starts or stops."""
@@ -181,6 +181,11 @@ def execute(url: str, sql: str, **values: Any) -> list[Any]:
 
 def plan(store: Store, ask: Callable[[Connection], object]) -> str:
     """How the database goes about the last statement of `ask`; PostgreSQL as with many rows, when an index pays."""
+    return plans(store, ask)[-1][1]
+
+
+def plans(store: Store, ask: Callable[[Connection], object]) -> list[tuple[str, str]]:
+    """Every statement of `ask`, with its plan as `plan` gives it."""
     asked: list[tuple[str, Any]] = []
     with store._database.engine("migrator").connect() as connection:
         explain = "EXPLAIN QUERY PLAN "
@@ -190,5 +195,4 @@ def plan(store: Store, ask: Callable[[Connection], object]) -> str:
                 connection.exec_driver_sql(f"SET LOCAL enable_{dear} = off")
         event.listen(connection, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
         ask(connection)
-        statement, values = asked[-1]
-        return str(connection.exec_driver_sql(explain + statement, values).all())
+        return [(s, str(connection.exec_driver_sql(explain + s, v).all())) for s, v in list(asked)]

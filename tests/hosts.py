@@ -151,8 +151,8 @@ def unpack_wheels(client: docker.DockerClient, image: str, folder: Path) -> Path
     return folder / "wheels"
 
 
-def wheel(folder: Path, version: str | None = None) -> Path:
-    """A wheel of this checkout in `folder`; `version` is another than its own."""
+def wheel(folder: Path, version: str | None = None, revision: str | None = None) -> Path:
+    """A wheel of this checkout in `folder`; `version` is another than its own, `revision` a further one of the schema."""
     with tempfile.TemporaryDirectory(prefix="mm4-wheel-") as scratch:
         tree = Path(scratch)
         for name in ("README.md", "LICENSE", "pyproject.toml"):
@@ -162,8 +162,34 @@ def wheel(folder: Path, version: str | None = None) -> Path:
         if version:
             init = tree / "milter/mm4/__init__.py"
             init.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"', init.read_text()))
+        if revision:
+            _further(tree / "milter/mm4/store", revision)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir", folder, tree]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = folder.glob(f"mm4_milter-{version or '*'}-*.whl")
     return made
+
+
+def _further(store: Path, revision: str) -> None:
+    """A column that may be empty, and an index: what the revisions of a generation may add."""
+    schema = store / "schema.py"
+    text = schema.read_text()
+    (before,) = re.findall(r'(?m)^REVISIONS = .*"(\d+)"\)$', text)
+    text = re.sub(r'(?m)^(REVISIONS = .*)\)$', rf'\1, "{revision}")', text)
+    column = '    Column("of_later", String()),\n    Index("ix_messages_of_later", "of_later"),\n'
+    text = re.sub(r'(messages = Table\(\n    "messages",\n    metadata,\n)', lambda found: found[1] + column, text)
+    assert revision in text
+    assert column in text
+    schema.write_text(text)
+    (store / f"migrations/versions/r{revision}_later.py").write_text(f"""import sqlalchemy as sa
+from alembic import op
+
+revision = "{revision}"
+down_revision = "{before}"
+
+
+def upgrade():
+    op.add_column("messages", sa.Column("of_later", sa.String()))
+    op.create_index("ix_messages_of_later", "messages", ["of_later"])
+""")

@@ -22,12 +22,13 @@ from typing import Any
 import docker
 import yaml
 from docker.errors import APIError
+from docker.models.containers import Container
 from docker.types import IPAMConfig, IPAMPool
 
 from harness import forward_req, wait_for
 from hosts import REPOSITORY, Host, Key, Said
 
-__all__ = ["MM4_PORT", "Inventory", "Network", "Stream", "delivered", "name_server", "network", "rows"]
+__all__ = ["MM4_PORT", "Database", "Inventory", "Network", "Stream", "database", "delivered", "name_server", "network", "rows"]
 
 MM4_PORT = 2525
 """Of the operators' own MM4 lines; their ordinary mail comes to 25."""
@@ -105,6 +106,40 @@ def name_server(network: Network, image: str, name: str, zones: Mapping[str, str
         assert container.put_archive("/", archive.getvalue())
         container.start()
         yield address
+    finally:
+        container.remove(force=True, v=True)
+
+
+class Database:
+    """A PostgreSQL that hosts of `network` share, at an address of its own."""
+
+    def __init__(self, container: Container, address: str, password: str) -> None:
+        self.container = container
+        self.password = password
+        self.url = f"postgresql://mm4:{password}@{address}/mm4?sslmode=require"
+
+    def run(self, sql: str) -> str:
+        """One statement as the superuser; what psql prints of its rows."""
+        code, said = self.container.exec_run(["psql", "-XAtc", sql, "mm4"], user="postgres")
+        assert code == 0, said
+        return str(said.decode().strip())
+
+    def ready(self) -> None:
+        """Wait until it answers."""
+        look = ["psql", "-XAtc", "SELECT 1", "mm4"]
+        wait_for(lambda: self.container.exec_run(look, user="postgres").exit_code == 0, f"the answer of {self.container.name}", 120)
+
+
+@contextlib.contextmanager
+def database(network: Network, image: str, name: str, number: int) -> Iterator[Database]:
+    """An empty database of the role `mm4`, by TLS and a password."""
+    password = secrets.token_urlsafe(12)
+    arguments = network.arguments(number)
+    container = network.client.containers.run(image, name=name, detach=True, environment={"MM4_PASSWORD": password}, **arguments)
+    try:
+        made = Database(container, network.address(number), password)
+        made.ready()
+        yield made
     finally:
         container.remove(force=True, v=True)
 

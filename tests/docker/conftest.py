@@ -70,6 +70,13 @@ def names(client: docker.DockerClient) -> str:
     return engine.build(client, "mm4-names:bookworm", dockerfile, {}, BASE=engine.base_image(client, "bookworm"))
 
 
+@pytest.fixture(scope="session")
+def database(client: docker.DockerClient) -> str:
+    """Name of the image with a PostgreSQL."""
+    dockerfile = REPOSITORY / "tests/docker/database/Dockerfile"
+    return engine.build(client, "mm4-database:bookworm", dockerfile, {}, BASE=engine.base_image(client, "bookworm"))
+
+
 class Suite:
     """One Debian: what a host and an installation there need."""
 

@@ -59,8 +59,7 @@ def _broken(wheel: Path) -> Path:
 def environment(client: docker.DockerClient, suites: Any, key: hosts.Key, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the scenarios ask for, and a place of their own for all that the tools write."""
     home = tmp_path_factory.mktemp("molecule")
-    for name in ("next", "broken"):
-        (home / name).mkdir()
+    (home / "broken").mkdir()
     tools = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -78,7 +77,6 @@ def environment(client: docker.DockerClient, suites: Any, key: hosts.Key, tmp_pa
         "MM4_MOLECULE_PREFIX": f"mm4-a-{os.getpid()}",
         "MM4_MOLECULE_RUN": _docker_arguments(client),
         "MM4_MOLECULE_KEY": str(key.private),
-        "MM4_MOLECULE_NEXT": str(hosts.wheel(home / "next", "99.1")),
         "MM4_MOLECULE_BROKEN": str(_broken(hosts.wheel(home / "broken", "99.2"))),
         **{f"MM4_MOLECULE_IMAGE_{name.upper()}": suites(name).image for name in ("bookworm", "trixie")},
         **{f"MM4_MOLECULE_WHEELS_{name.upper()}": str(suites(name).wheels) for name in ("bookworm", "trixie")},

@@ -1,6 +1,7 @@
 """Two operators, deployed by the collection's playbooks, and a third with nothing but Postfix: MMS over TLS, by DNS, through faults.
 
-Operator A runs Debian 12 (Postfix 3.7), operator B Debian 13 (3.10). C is a plain Postfix that is a peer of A's.
+Operator A is two hosts on one PostgreSQL, Debian 12 (Postfix 3.7), to which its MX gives the peers in turn. Operator B is
+Debian 13 (3.10) with SQLite. C is a plain Postfix that is a peer of A's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,17 @@ import trustme
 import hosts
 import operators
 from harness import forward_req, headers_of, wait_for
+from mm4.store.schema import REVISION, generation
 from operators import MM4_PORT, Inventory, Network, Stream, delivered, rows
 
 from .conftest import Suites
 
 pytestmark = pytest.mark.skipif(not find_spec("ansible"), reason="the extra `ansible` is not installed: make test-docker")
 
-A, B, C = 11, 12, 13
+A, B, C, A2, DATABASE = 11, 12, 13, 14, 15
 """Numbers of their addresses in the network."""
+LATER = f"{generation(REVISION)}99"
+"""The schema's revision of the version to upgrade to."""
 
 SUBSCRIBER_A, SUBSCRIBER_B, SUBSCRIBER_C = "+447700900001", "+491511000001", "+15005550001"
 
@@ -37,61 +41,79 @@ SUBSCRIBER_A, SUBSCRIBER_B, SUBSCRIBER_C = "+447700900001", "+491511000001", "+1
 class World:
     """What the tests of this module share."""
 
-    def __init__(self, network: Network, inventory: Inventory, a: hosts.Host, b: hosts.Host, c: hosts.Host, new: str) -> None:
+    def __init__(
+        self, network: Network, inventory: Inventory, database: operators.Database, hosts_: Mapping[str, hosts.Host], new: str
+    ) -> None:
         self.network = network
         self.inventory = inventory
-        self.a, self.b, self.c = a, b, c
+        self.database = database
+        self.a, self.a2, self.b, self.c = hosts_["a"], hosts_["a2"], hosts_["b"], hosts_["c"]
         self.new = new
         """The version to upgrade to."""
 
     def client(self, host: hosts.Host) -> str:
-        return self.network.address({self.a.name: A, self.b.name: B, self.c.name: C}[host.name])
+        return self.network.address({self.a.name: A, self.a2.name: A2, self.b.name: B, self.c.name: C}[host.name])
+
+    def of(self, host: hosts.Host) -> list[hosts.Host]:
+        """The hosts of its operator."""
+        return [self.a, self.a2] if host in (self.a, self.a2) else [host]
+
+    def delivered(self, host: hosts.Host, number: str) -> list[str]:
+        """As `operators.delivered`, at all hosts of that operator."""
+        return [name for one in self.of(host) for name in delivered(one, number)]
 
 
 @pytest.fixture(scope="module")
 def world(
-    client: docker.DockerClient, suites: Suites, names: str, key: hosts.Key, tmp_path_factory: pytest.TempPathFactory
+    client: docker.DockerClient, suites: Suites, names: str, database: str, key: hosts.Key, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("operators")
     bookworm, trixie = suites("bookworm"), suites("trixie")
     new = f"{bookworm.version}.post1"
     wheels = {suite.name: Path(shutil.copytree(suite.wheels, folder / suite.name)) for suite in (bookworm, trixie)}
     for own in wheels.values():
-        hosts.wheel(own, new)
+        hosts.wheel(own, new, LATER)
     run = f"mm4-{secrets.token_hex(3)}"
     authority = trustme.CA()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(operators.network(client, run))
-        addresses = {letter: network.address(number) for letter, number in zip("abc", (A, B, C), strict=True)}
+        numbers = {"a": A, "a2": A2, "b": B, "c": C}
+        addresses = {name: network.address(number) for name, number in numbers.items()}
+        # All at once: each takes seconds to boot.
+        base = stack.enter_context(operators.database(network, database, f"{run}-db", DATABASE))
         resolver = stack.enter_context(operators.name_server(network, names, f"{run}-ns", {
-            **{f"{letter}.example": f"mms IN MX 10 mta\nmta IN A {address}\n" for letter, address in addresses.items()},
+            "a.example": "mms IN MX 10 mta\nmms IN MX 10 mta2\n" f"mta IN A {addresses['a']}\nmta2 IN A {addresses['a2']}\n",
+            **{f"{letter}.example": f"mms IN MX 10 mta\nmta IN A {addresses[letter]}\n" for letter in "bc"},
             # RFC 6116: the digits of the number from behind.
             "e164.example": '*.1.1.5.1.9.4 IN NAPTR 10 10 "u" "E2U+mms:mailto" "!^.*$!mailto:\\\\0@mms.b.example!" .\n',
         }))  # fmt: skip
 
-        def host(letter: str, number: int, image: str) -> hosts.Host:
-            arguments = network.arguments(number, resolver)
-            return stack.enter_context(hosts.host(client, image, f"{run}-{letter}", key, hostname=f"mta.{letter}.example", **arguments))
+        def host(name: str, image: str) -> hosts.Host:
+            arguments = network.arguments(numbers[name], resolver)
+            hostname = f"mta{name[1:]}.{name[0]}.example"
+            return stack.enter_context(hosts.host(client, image, f"{run}-{name}", key, hostname=hostname, **arguments))
 
-        a, b, c = host("a", A, bookworm.image), host("b", B, trixie.image), host("c", C, bookworm.image)
-        for operator in (a, b):
-            operator.run("postconf -e smtp_tls_loglevel=1 smtpd_tls_received_header=yes")
+        made = {name: host(name, (trixie if name == "b" else bookworm).image) for name in numbers}
+        for name in ("a", "a2", "b"):
+            made[name].run("postconf -e smtp_tls_loglevel=1 smtpd_tls_received_header=yes")
         chains = {letter: _certificate(authority, letter) for letter in "abc"}
-        plain_peer(c, chains["c"], authority)
+        plain_peer(made["c"], chains["c"], authority)
         common = {"mm4_version": bookworm.version}
         inventory = Inventory(folder, key, {
-            "a": {"ansible_host": addresses["a"], "mm4_wheelhouse": str(wheels["bookworm"]), **common,
-                  **deployed(operator_a(addresses, network.here, resolver), chains["a"], authority)},
+            **{name: {"ansible_host": addresses[name], "mm4_wheelhouse": str(wheels["bookworm"]), "mm4_extras": ["postgresql"], **common,
+                      **deployed(operator_a(name, addresses, network.here, resolver, base.url), chains["a"], authority)}
+               for name in ("a", "a2")},
             "b": {"ansible_host": addresses["b"], "mm4_wheelhouse": str(wheels["trixie"]), **common,
                   **deployed(operator_b(addresses, network.here), chains["b"], authority)},
         })  # fmt: skip
-        inventory.play("deploy")
-        yield World(network, inventory, a, b, c, new)
+        said = inventory.play("deploy", "--diff")
+        assert base.password not in said
+        yield World(network, inventory, base, made, new)
 
 
 def _certificate(authority: trustme.CA, letter: str) -> str:
     """Key and chain of an operator's mail server, for both its names."""
-    issued = authority.issue_cert(f"mms.{letter}.example", f"mta.{letter}.example")
+    issued = authority.issue_cert(*(f"{name}.{letter}.example" for name in ("mms", "mta", "mta2")))
     return issued.private_key_and_cert_chain_pem.bytes().decode()
 
 
@@ -108,18 +130,19 @@ def deployed(config: dict[str, Any], chain: str, authority: trustme.CA) -> dict[
 def _peer(letter: str, addresses: dict[str, str], port: int) -> dict[str, Any]:
     domain = f"mms.{letter}.example"
     return {
-        "domains": [domain], "networks": [f"{addresses[letter]}/32"], "next_hop": domain if port == 25 else f"{domain}:{port}",
+        "domains": [domain], "networks": [f"{at}/32" for name, at in addresses.items() if name[0] == letter], "next_hop": domain if port == 25 else f"{domain}:{port}",
         "tls": {"level": "secure", "match": [domain], "ca": "/etc/ssl/roaming-ca.pem"}, "ack": {"timeout": "1h"},
     }  # fmt: skip
 
 
-def operator_a(addresses: dict[str, str], client: str, resolver: str) -> dict[str, Any]:
+def operator_a(host: str, addresses: dict[str, str], client: str, resolver: str, store: str) -> dict[str, Any]:
     return {
         "local": {"domain": "mms.a.example", "system_address": "system-user@mms.a.example", "region": "GB",
                   "numbers": ["+447700900"], "clients": [f"{client}/32"]},
         "peers": {"b": _peer("b", addresses, MM4_PORT), "c": _peer("c", addresses, 25)},
         "routes": [{"enum": {"zone": "e164.example", "servers": [f"{resolver}:53"]}}, {"prefix": "+1500555", "peer": "c"}],
-        "service": {"listen": f"{addresses['a']}:{MM4_PORT}", "tls": {"certificate": "/etc/mm4/secrets/mms.pem"}},
+        "store": store,
+        "service": {"listen": f"{addresses[host]}:{MM4_PORT}", "tls": {"certificate": "/etc/mm4/secrets/mms.pem"}},
     }  # fmt: skip
 
 
@@ -169,8 +192,8 @@ def answered(host: hosts.Host, message_id: str) -> dict[str, Any]:
     return row
 
 
-def test_both_are_well_after_the_deployment(world: World) -> None:
-    for host in (world.a, world.b):
+def test_all_are_well_after_the_deployment(world: World) -> None:
+    for host in (world.a, world.a2, world.b):
         host.run("mm4 check && mm4 postfix status && systemctl is-active mm4")
 
 
@@ -184,10 +207,11 @@ def test_an_mms_goes_over_verified_tls_and_is_acknowledged(world: World, way: st
         stream.goes_on(1)
     message_id = stream.accepted[0]
     assert answered(here, message_id)["status"] == "Ok"
-    assert message_id in delivered(there, to)
-    path = there.run(f"grep -rlF {message_id} /var/lib/mm4/maildir/{to[1:]}/new").strip()
-    assert "using TLSv1.3" in there.run(f"cat {path}")
-    assert f"Verified TLS connection established to mta.{way[-1]}.example" in here.run("journalctl --no-pager -o cat -t postfix/smtp")
+    (met,) = [host for host in world.of(there) if message_id in delivered(host, to)]
+    path = met.run(f"grep -rlF {message_id} /var/lib/mm4/maildir/{to[1:]}/new").strip()
+    assert "using TLSv1.3" in met.run(f"cat {path}")
+    name = met.run("hostname").strip()
+    assert f"Verified TLS connection established to {name}" in here.run("journalctl --no-pager -o cat -t postfix/smtp")
 
 
 def test_a_plain_postfix_is_a_peer(world: World) -> None:
@@ -199,7 +223,7 @@ def test_a_plain_postfix_is_a_peer(world: World) -> None:
     res = dict(headers_of(kept(world.c, ids[0])))
     assert res["X-Mms-Message-Type"] == b"MM4_forward.RES"
     assert res["X-Mms-Request-Status-Code"] == b"Ok"
-    assert delivered(world.a, SUBSCRIBER_A).count(ids[1]) == 1
+    assert world.delivered(world.a, SUBSCRIBER_A).count(ids[1]) == 1
 
     with Stream(world.client(world.a), SUBSCRIBER_A, SUBSCRIBER_C, "mms.a.example") as stream:
         stream.goes_on(1)
@@ -215,17 +239,43 @@ def test_a_plain_postfix_is_a_peer(world: World) -> None:
     assert answered(world.a, message_id)["status"] == "Ok"
 
 
+def test_hosts_on_one_store_know_of_each_other_s_messages(world: World) -> None:
+    with Stream(world.client(world.a2), SUBSCRIBER_A, SUBSCRIBER_B, "mms.a.example") as stream:
+        stream.goes_on(1)
+    row = answered(world.a, stream.accepted[0])
+    assert (row["status"], row["host"]) == ("Ok", "mta2.a.example")
+
+
+def test_a_store_that_cannot_be_used_changes_nothing(world: World) -> None:
+    before = world.a.run("cat /etc/mm4/mm4.yaml; readlink /opt/mm4/current; systemctl show -P MainPID mm4")
+    world.database.container.pause()
+    try:
+        said = world.inventory.play("deploy", "--limit", "a", codes=(2,))
+    finally:
+        world.database.container.unpause()
+    assert "no connection to PostgreSQL" in said
+    assert world.database.password not in said
+    world.database.run("UPDATE alembic_version SET version_num = '9999'")
+    try:
+        said = world.inventory.play("deploy", "--limit", "a", codes=(2,))
+    finally:
+        world.database.run(f"UPDATE alembic_version SET version_num = '{REVISION}'")
+    assert "its schema 9999 is newer than this mm4" in said
+    assert world.a.run("cat /etc/mm4/mm4.yaml; readlink /opt/mm4/current; systemctl show -P MainPID mm4") == before
+
+
 def test_nothing_is_lost_and_no_ack_is_wrong_through_faults_and_versions(world: World) -> None:
-    a, b = world.a, world.b
+    a, a2, b = world.a, world.a2, world.b
     old = a.run("readlink /opt/mm4/current")
     with (
         Stream(world.client(a), "+447700900002", "+491511000002", "mms.a.example") as outward,
+        Stream(world.client(a2), "+447700900004", "+491511000004", "mms.a.example", pause=0.25) as other,
         Stream(world.client(b), "+491511000003", "+447700900003", "mms.b.example") as inward,
     ):
-        both = (outward, inward)
+        every = (outward, other, inward)
 
         def go_on() -> None:
-            for stream in both:
+            for stream in every:
                 stream.goes_on()
 
         go_on()
@@ -239,35 +289,49 @@ def test_nothing_is_lost_and_no_ack_is_wrong_through_faults_and_versions(world: 
         outward.goes_on()
         b.container.start()
         b.boot()
+        for host in (a, a2):
+            host.run("postqueue -f")  # or what B missed waits until the end, and is much where the test takes long
+        world.database.container.restart()
         go_on()
         world.inventory.play("upgrade", mm4_version=world.new)
         assert a.run("readlink /opt/mm4/current").strip().endswith(world.new)
         assert world.new in b.run("mm4 --version")
         go_on()
         world.inventory.play("rollback")
-        assert a.run("readlink /opt/mm4/current") == old
+        for host in (a, a2, b):
+            assert host.run("readlink /opt/mm4/current") == old
+            found = json.loads(host.run("mm4 store status --json"))
+            assert (found["revision"], found["head"], found["usable"]) == (LATER, REVISION, True)
         go_on()
-    _settle(a, b)
-    _complete(outward, a, b)
-    _complete(inward, b, a)
+    _settle(a, a2, b)
+    _complete(world, outward, a, b)
+    _complete(world, other, a2, b)
+    _complete(world, inward, b, a)
 
 
-def _settle(*both: hosts.Host) -> None:
-    """Wait until neither has mail left; what a fault deferred is tried at once, as an operator would."""
+def _settle(*every: hosts.Host) -> None:
+    """Wait until none has mail left; what a fault deferred is tried at once, as an operator would."""
+
+    left: dict[str, str] = {}
 
     def empty() -> bool:
-        for host in both:
+        for host in every:
             host.run("postqueue -f", codes=None)
-        return all("is empty" in host.run("mailq", codes=None) for host in both)
+        left.update((host.name, host.run("mailq", codes=None)) for host in every)
+        return all("is empty" in queue for queue in left.values())
 
-    wait_for(empty, "empty queues", 180)
+    try:
+        wait_for(empty, "empty queues", 180)
+    except AssertionError as error:
+        error.add_note("\n".join(f"{name}\n{queue[:1500]}" for name, queue in left.items()))
+        raise
 
 
-def _complete(stream: Stream, here: hosts.Host, there: hosts.Host) -> None:
+def _complete(world: World, stream: Stream, here: hosts.Host, there: hosts.Host) -> None:
     assert not stream.refused, stream.refused
     promised = set(stream.accepted)
     assert len(promised) == len(stream.accepted) > 100
-    copies = collections.Counter(delivered(there, stream.to))
+    copies = collections.Counter(world.delivered(there, stream.to))
     assert not promised - set(copies), f"lost: {promised - set(copies)}"
     sent = {row["message_id"]: row for row in rows(here, "--direction out", "--type forward.req", f"--number {stream.to}")}
     states = collections.Counter((row["state"], row["status"]) for name, row in sent.items() if name in promised)

@@ -82,10 +82,13 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     ("    max_size", "    max_siz", 17, "peers.south.max_siz", "unknown key; did you mean max_size?"),
     ("request: no", "reqest: no", 18, "peers.south.ack.reqest", "unknown key; did you mean request?"),
     ("workers: 3", "wrokers: 3", 22, "service.wrokers", "unknown key; did you mean workers?"),
-    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, mail, duplicates, store, service, submit, cdr, folders"),
+    ("routes:", "zzz: 1\nroutes:", 19, "zzz", "unknown key; known here: local, peers, routes, mail, duplicates, retention, store, service, submit, cdr, folders"),
     ('prefix: "+44"', 'prefix: "+44", reach: x', 20, "routes[0]", "a row is of one kind, and this one has prefix and reach; write a row for each"),
     ("  domain: mms.gw.example\n", "", 1, "local.domain", "has to be given"),
     ('    next_hop: "[192.0.2.1]:25"\n', "", 9, "peers.north.next_hop", "has to be given"),
+    # retention
+    ("routes:", "retention: 14d\nroutes:", 19, "retention", "shorter than duplicates (360h): a REQ that comes again in that time would be delivered again; make it as long"),
+    ("routes:", "duplicates: 1h\nretention: 6d\nroutes:", 20, "retention", "shorter than 7d: so long mm4 check speaks of what was done to the store"),
     # twice
     ("  numbers: [", "  domain: mms.other.example\n  numbers: [", 4, "local.domain", "stands here twice (line 2); keep one"),
     ("  south:", "  north:", 13, "peers.north", "stands here twice (line 9); keep one"),

@@ -23,6 +23,7 @@ from mm4.gateway.config import Config
 from mm4.gateway.configfile import parse_config
 from mm4.postfix.backlog import Backlog, read_backlog
 from mm4.postfix.paused import note
+from mm4.postfix.purger import Purger
 from mm4.postfix.spool import Spool
 from mm4.postfix.timers import BATCH, LINES, Timers
 from mm4.protocol.errors import PostfixError, StoreError, SubmissionError
@@ -402,6 +403,22 @@ def lying(queue_id: str, recipient: str = NUMBER, peer: str = "north") -> dict[s
     """One message as `postqueue -j` tells it."""
     address = f"{recipient}/TYPE=PLMN@mms.north.example.via-{peer}.mm4.invalid"
     return {"queue_id": queue_id, "recipients": [{"address": address, "delay_reason": "no route"}]}
+
+
+def test_what_is_old_leaves_the_store_and_a_reload_says_what_is(tmp_path: Path, store: Store) -> None:
+    old = kept(store, state=State.ANSWERED, accepted_at=T0)
+    with store._database.engine("migrator").begin() as connection:
+        connection.exec_driver_sql("UPDATE transactions SET due_at = NULL")
+    purger = Purger(store, lambda: T0 + timedelta(days=50), timedelta(days=90), pause=0.01)
+    house = House(tmp_path, store, purger=purger)
+
+    async def body() -> None:
+        await asyncio.sleep(0.3)
+        assert store.message(old) is not None
+        house.timers.update(parse_config(CONFIG + "retention: 40d\n", "mm4.yaml", {}))
+        await until(lambda: store.message(old) is None)
+
+    house.run(body)
 
 
 def test_a_peer_that_is_away_gets_one_copy_and_the_originator_hears_nothing(tmp_path: Path, store: Store) -> None:

@@ -23,9 +23,12 @@ from .peer import Peer
 from .routes import Route, wrong_routes
 from .section import Section, place
 
-__all__ = ["Config"]
+__all__ = ["SHORTEST_RETENTION", "Config"]
 
 LOCAL_NAME = "local"
+
+SHORTEST_RETENTION = 7 * 86_400
+"""Seconds. For so long `mm4 check` tells what was done to the store itself."""
 
 
 class Config(Section):
@@ -44,6 +47,11 @@ class Config(Section):
     duplicates: Duration = Field(
         1_296_000, description="How long a peer's REQ with the same ids and content counts as the same one: it is not "
         "delivered again and gets the same RES. Longer than any peer goes on sending it."
+    )  # fmt: skip
+    retention: Duration = Field(
+        7_776_000, description="How long messages with their transactions and events, and charging records that stand "
+        "in a file, are kept; then they leave the store, little by little. Not shorter than `duplicates`, nor than 7d. "
+        "What is still open (a RES owed or awaited, a mail that Postfix has not shown to have) stays for twice as long."
     )  # fmt: skip
     store: StoreUrl = Field("sqlite:////var/lib/mm4/mm4.db", description="Transactions: an SQLAlchemy URL.")
     service: Service = Field(default_factory=Service, description="Where Postfix and the daemon meet the world.")
@@ -71,7 +79,7 @@ class Config(Section):
     def _whole(self) -> Config:
         problems = [
             *_peer_names(self.peers), *wrong_routes(self.routes, self.peers), *_clients(self), *_domains(self),
-            *_identities(self),
+            *_identities(self), *_retention(self),
         ]  # fmt: skip
         if problems:
             # One ValueError a place would stop at the first; configfile splits these lines again.
@@ -104,6 +112,16 @@ class Config(Section):
         config = self.model_copy()
         config._dialects = dict(texts)
         return config
+
+
+def _retention(config: Config) -> list[str]:
+    problems = []
+    if config.retention < config.duplicates:
+        problems.append(f"shorter than duplicates ({config.duplicates // 3600}h): a REQ that comes again in that time "
+                        "would be delivered again; make it as long")  # fmt: skip
+    if config.retention < SHORTEST_RETENTION:
+        problems.append("shorter than 7d: so long mm4 check speaks of what was done to the store")
+    return [place("retention") + problem for problem in problems[:1]]
 
 
 def _peer_names(peers: dict[str, Peer]) -> list[str]:

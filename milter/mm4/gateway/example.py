@@ -88,7 +88,7 @@ def example() -> str:
     lines += _section("routes", Config.model_fields["routes"], list(_routes()))
     lines += _section("service", Config.model_fields["service"], _keys(Service))
     lines += _section("mail", Config.model_fields["mail"], _keys(InternetMail), commented=True)
-    for name in ("duplicates", "store", "submit"):
+    for name in ("duplicates", "retention", "store", "submit"):
         info = Config.model_fields[name]
         lines += [*_comment(info.description or ""), f"# {name}: {_WRITTEN.get(name) or _plain(info.default)}", ""]
     lines += _section("cdr", Config.model_fields["cdr"], _keys(Cdr), commented=True)
@@ -179,7 +179,10 @@ def _nested(model: type[BaseModel]) -> Iterator[str]:
 
 
 # Defaults of durations and sizes as the file writes them; the schema holds seconds and bytes.
-_WRITTEN = {"drain": "5s", "timeout": "10m", "duplicates": "15d", "after": "1h", "quota": "1GB", "window": "1h"}
+_WRITTEN = {
+    "drain": "5s", "timeout": "10m", "duplicates": "15d", "retention": "90d", "after": "1h", "quota": "1GB",
+    "window": "1h",
+}  # fmt: skip
 
 
 def _plain(value: Any) -> str:

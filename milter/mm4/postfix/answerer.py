@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -37,6 +37,7 @@ from .logs import child_log
 from .maildir import Maildir
 from .metrics import Counters
 from .postqueue import Postqueue
+from .purger import Purger
 from .responder import Responder
 from .spool import Spool
 from .submit import Submit, Submitter
@@ -146,6 +147,7 @@ async def _serve(responder_descriptor: int, maildir_descriptor: int, fingerprint
         counters=counters,
         told=responder.gave_up,
         look=read_backlog,
+        purger=Purger(store, lambda: datetime.now(UTC), timedelta(seconds=config.retention)),
     )
     maildir = Maildir(state / "maildir")
     servers = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from ..gateway.config import Config
+from ..gateway.config import SHORTEST_RETENTION, Config
 from ..protocol.errors import PostfixError
 from ..store.schema import batches
 from .finding import Finding
@@ -15,8 +15,8 @@ from .mailqueue import Knowledge, tokens_of
 
 __all__ = ["TOLD_FOR", "handled", "unknown"]
 
-TOLD_FOR = timedelta(days=7)
-"""How long what was done to a store is told of."""
+TOLD_FOR = timedelta(seconds=SHORTEST_RETENTION)
+"""How long what was done to a store is told of: no retention removes it sooner."""
 _NAMED = 5
 """Queue ids that are named."""
 

@@ -1,10 +1,10 @@
 """The timers of the responder's process: what is overdue is noted, sent again, or given up.
 
-Four loops ask the store for little at a time, so that tokens never wait for them: one marks what is overdue, one
+Five loops ask the store for little at a time, so that tokens never wait for them: one marks what is overdue, one
 sends copies again, one drops copies that nobody needs, one sees to it that a clock that was set back keeps nothing
-waiting. What is due stands in the store by the wall clock, so it outlives any restart; the loops sleep by the
-monotonic clock and never spin. Any number of processes may run them. A
-store, disk or Postfix that fails is logged once, and tried again until it works.
+waiting, one removes what is too old (`purger`). What is due stands in the store by the wall clock, so it outlives any
+restart; the loops sleep by the monotonic clock and never spin. Any number of processes may run them. A store, disk or
+Postfix that fails is logged once, and tried again until it works.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..protocol.retry import Retry
 from ..protocol.transaction import Message, State, Transaction
 from ..store.clock import Ahead
 from ..store.timers import Hindrance, Late
+from .purger import Purger
 from .spool import Spool
 
 __all__ = ["Counters", "Look", "Store", "Submitter", "Timers", "Told", "noted_only"]
@@ -129,7 +130,7 @@ class Timers:
     """The loops, in one event loop between `start` and `stop`. `spool` has been opened.
 
     `host` is the name under which this host's messages are recorded: only their copies lie here. Without `look`
-    nothing is held back.
+    nothing is held back, without `purger` nothing is removed.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Timers:
         counters: Counters,
         told: Told = noted_only,
         look: Look | None = None,
+        purger: Purger | None = None,
         interval: float = INTERVAL,
         sweep: float = SWEEP,
         nearer: float = AHEAD,
@@ -156,6 +158,7 @@ class Timers:
         self._counters = counters
         self._told = told
         self._look = look
+        self._purger = purger
         self._seen: Hindrance | None = None
         self._look_again = 0.0
         self._interval = interval
@@ -174,6 +177,8 @@ class Timers:
         self._look_again = 0.0
         self._router = Router(config)
         self._spool.quota = config.spool.quota
+        if self._purger is not None:
+            self._purger.retention = timedelta(seconds=config.retention)
 
     def start(self) -> None:
         """Begin; what became due while nobody looked is done now."""
@@ -183,6 +188,8 @@ class Timers:
             asyncio.create_task(self._repeat(self._nearer, self._nearer_seconds), name="clock"),
             asyncio.create_task(self._repeat(self._sweep, self._sweep_seconds), name="spool"),
         ]
+        if self._purger is not None:
+            self._tasks.append(asyncio.create_task(self._repeat(self._purger.purge, self._interval), name="retention"))
 
     async def stop(self, seconds: float = 2.0) -> None:
         """End the loops; what takes longer than so many seconds is left to its claim, which runs out."""

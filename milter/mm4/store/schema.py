@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "ALONE",
     "REVISION",
     "REVISIONS",
     "UtcDateTime",
@@ -52,7 +53,7 @@ _TOGETHER = 500
 
 T = TypeVar("T")
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 """Every schema revision this code knows, oldest first."""
 REVISION = REVISIONS[-1]
 
@@ -137,6 +138,8 @@ messages = Table(
     Column("split", Text()),
     Column("split_of", String()),
     Index("ix_messages_queue_id", "queue_id"),
+    # The order in which retention walks; with the token, so that it has a place to go on from.
+    Index("ix_messages_recorded_at", "recorded_at", "token"),
     Index("ix_messages_copy_of", "copy_of", sqlite_where=text("copy_of IS NOT NULL"),
           postgresql_where=text("copy_of IS NOT NULL")),
     Index("ix_messages_split_of", "split_of", sqlite_where=text("split_of IS NOT NULL"),
@@ -188,6 +191,10 @@ Index("ix_transactions_due", transactions.c.due_at, sqlite_where=_due, postgresq
 _sent = transactions.c.sent_as.is_not(None)
 Index("ix_transactions_sent_as", transactions.c.sent_as, sqlite_where=_sent, postgresql_where=_sent)
 
+ALONE = "coalesce(transaction_row, 0) = 0"
+"""Of no transaction: the other events go with theirs. SQLite would answer IS NULL from ix_events_transaction_row, and
+sort all that it finds there; this only ix_events_alone knows."""
+
 # An event may be about a token that this store does not hold (a backup was restored): no foreign key there.
 events = Table(
     "events",
@@ -204,6 +211,7 @@ events = Table(
     # Of all events only these are asked for by what they are.
     Index("ix_events_answer_bounced", "at", sqlite_where=text("what = 'answer bounced'"),
           postgresql_where=text("what = 'answer bounced'")),
+    Index("ix_events_alone", "at", "id", sqlite_where=text(ALONE), postgresql_where=text(ALONE)),
 )
 
 # A file of charging records, from the moment its records are chosen. AUTOINCREMENT: what is deleted gives no id back,

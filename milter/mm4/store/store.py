@@ -21,12 +21,13 @@ from ..protocol.errors import StoreError
 from ..protocol.limits import Limit, Standing, Taken
 from ..protocol.retry import Retry
 from ..protocol.transaction import Direction, Message, Original, Recording
-from . import clock, copies, expiry, listing, records, timers, trace, transitions, upkeep
+from . import clock, copies, expiry, listing, records, retention, timers, trace, transitions, upkeep
 from .charges import Charges, charge_accepted, charge_answer, charge_bounced, charge_ended
 from .clock import Ahead
 from .database import Database
 from .expiry import Expired
 from .limits import standings, take_limits
+from .retention import Ages, Found, Removed
 from .returned import load_returned
 from .schema import clean, transactions
 from .timers import Hindrance, Late
@@ -430,6 +431,21 @@ class Store:
     def forget(self, token: str, *, force: bool = False) -> Future[str | None]:
         """Remove a message with its transactions and events; the result is why not, None where it is gone."""
         return self._write(lambda connection: upkeep.forget(connection, token, force))
+
+    def outdated(self, walk: str, ages: Ages, after: tuple[Any, ...] | None) -> Found:
+        """Read what of a table is old, a look at a time: see `retention.look`."""
+        return self._read(lambda connection: retention.look(connection, walk, ages, after))
+
+    def purge(self, walk: str, keys: Sequence[Any], ages: Ages) -> Future[Removed]:
+        """Remove a batch of what `outdated` gave, as much as nobody feels; the result is what and how much it was."""
+        return self._write(lambda connection: retention.remove(connection, walk, keys, ages))
+
+    def checkpoint(self) -> int:
+        """Move SQLite's log into the file as far as nobody waits for that; gives the pages that the log keeps."""
+        try:
+            return self._database.checkpoint()
+        except Exception as error:
+            raise self._database.failure(error) from error
 
     def notes(self, since: datetime) -> list[dict[str, Any]]:
         """Read what was done to the store itself since then (restored, copied): see `upkeep.notes`."""

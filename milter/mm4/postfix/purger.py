@@ -1,0 +1,109 @@
+"""What is older than `retention` leaves the store, a little at a time and beside everything else.
+
+The step is one of the timers' loops. It takes one batch, has SQLite's log moved into the file, and waits for several
+times as long as that took: so most of the time the store is the others'. On a restart it begins anew with the oldest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from ..gateway.logline import logline
+from ..protocol.errors import StoreError
+from ..store.retention import WALKS, Ages, Found, Removed
+
+__all__ = ["Purger", "Store"]
+
+log = logging.getLogger("mm4.timers")
+
+T = TypeVar("T")
+
+PAUSE = 60.0
+"""Seconds between the end of a pass and the next one."""
+SHARE = 4
+"""Pauses are so many times as long as the batch before them took."""
+LOG_PAGES = 16_384
+"""Of SQLite's log (64 MB). Where it has grown so far somebody reads for long, a backup for one: nothing is added."""
+STORE_SECONDS = 15.0
+
+
+class Store(Protocol):
+    """What is needed of the store. All but `purge` block and raise StoreError; the future fails with it."""
+
+    def outdated(self, walk: str, ages: Ages, after: tuple[Any, ...] | None) -> Found:
+        """Read what may go."""
+
+    def purge(self, walk: str, keys: Sequence[Any], ages: Ages) -> Future[Removed]:
+        """Remove a batch."""
+
+    def checkpoint(self) -> int:
+        """Empty the log; gives the pages that it keeps."""
+
+
+class Purger:
+    """Where it stands in a pass over the store. `retention` may change at any time."""
+
+    def __init__(self, store: Store, now: Callable[[], datetime], retention: timedelta, pause: float = PAUSE) -> None:
+        self._store = store
+        self._now = now
+        self.retention = retention
+        self._pause = pause
+        self._removed: Counter[str] = Counter()
+        self._log_pages = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._walks = list(WALKS)
+        self._after: tuple[Any, ...] | None = None
+        self._keys: tuple[Any, ...] = ()
+
+    async def purge(self) -> float:
+        """One look, and one batch where it found something; gives the seconds to wait before the next."""
+        begun = time.monotonic()
+        ages = Ages.of(self._now(), self.retention)
+        if not self._keys:
+            if not self._walks:
+                self._end()
+                return self._pause
+            looking = asyncio.to_thread(self._store.outdated, self._walks[0], ages, self._after)
+            found = await self._within(looking)
+            self._keys, self._after = found.keys, found.after
+        if self._keys:
+            if self._log_pages > LOG_PAGES:
+                self._log_pages = await self._within(asyncio.to_thread(self._store.checkpoint))
+            if self._log_pages > LOG_PAGES:
+                return self._pause
+            purging = self._store.purge(self._walks[0], self._keys, ages)
+            removed = await self._within(asyncio.wrap_future(purging))
+            if removed.elsewhere:
+                self._end()
+                return self._pause
+            self._removed.update(removed.rows)
+            self._keys = self._keys[removed.done :]
+            self._log_pages = await self._within(asyncio.to_thread(self._store.checkpoint))
+        if not self._keys and self._after is None:
+            del self._walks[0]
+        return SHARE * (time.monotonic() - begun)
+
+    def _end(self) -> None:
+        """One line a pass that removed something."""
+        if self._removed:
+            log.info(logline(retention="removed", **{table: self._removed[table] for table in sorted(self._removed)}))
+        self._removed.clear()
+        self._begin()
+
+    @staticmethod
+    async def _within(step: Awaitable[T]) -> T:
+        """Wait for the store, but not for ever."""
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                return await step
+        except TimeoutError:
+            raise StoreError(f"no answer from the store in {STORE_SECONDS:g} s") from None
