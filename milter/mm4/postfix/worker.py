@@ -7,6 +7,8 @@ the client holds no 250 yet.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -27,6 +29,7 @@ from .runtime import EOM_SECONDS, Runtime
 
 __all__ = ["main"]
 
+_M_ARENA_MAX = -8  # malloc.h
 _READING_THREADS = 4
 """Threads that read the store for libmilter's."""
 _SETTLE_SECONDS = 0.5
@@ -40,6 +43,7 @@ _REPLY_SECONDS = 0.2
 def main(descriptor: int) -> int:
     """Serve until told to drain. Returns the exit code; 70 for a fault of ours."""
     log = child_log("mm4.milter")
+    _share_one_heap()
     # These are the supervisor's to hear; libmilter would stop at once and cut running messages.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     commands = messages(sys.stdin)
@@ -96,6 +100,12 @@ def main(descriptor: int) -> int:
     log.error(logline(worker="libmilter stopped", fault=repr(failure[0]) if failure else None))
     store.close()
     return 70
+
+
+def _share_one_heap() -> None:
+    """Have the C library use one heap for all threads: with one for a few of them each, memory grows for long."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _drain(runtime: Runtime, descriptor: int, seconds: float) -> None:
