@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from mm4.store import Store
 from mm4.store.database import Database
 from mm4.store.prepared import Prepared, among
-from mm4.store.schema import limits
+from mm4.store.schema import events, limits
 
-KEEP = Prepared(insert(limits), [column.name for column in limits.c])
+KEEP = Prepared(insert(limits))
 FIND = Prepared(select(limits).where(limits.c.key == bindparam("a_key"), among(limits.c.used, (1, 2))))
 RAISE = Prepared(
     update(limits)
@@ -53,8 +53,16 @@ def test_it_is_one_transaction_with_what_goes_the_other_way(connection: Connecti
 
 
 def test_a_value_that_is_missing_is_no_null(connection: Connection) -> None:
+    KEEP.change(connection, {"key": "a", "until": NOW, "used": 1})
     with pytest.raises(KeyError):
-        KEEP.change(connection, {"key": "a", "used": 1})
+        KEEP.change(connection, {"key": "b", "used": 1})
+
+
+def test_a_column_that_nobody_gives_stays_empty(connection: Connection) -> None:
+    """As one that a later schema has, while an earlier row is made."""
+    note = Prepared(insert(events))
+    note.change(connection, {"at": NOW, "what": "seen"})
+    assert connection.execute(select(events.c.what, events.c.detail)).all() == [("seen", None)]
 
 
 def test_errors_are_those_of_sqlalchemy(connection: Connection) -> None:

@@ -27,15 +27,17 @@ def among(column: ColumnElement[str], values: Iterable[str]) -> ColumnElement[bo
 class _Plan:
     """One statement for one kind of database: its text, and how values go in and come out."""
 
-    def __init__(self, statement: Any, dialect: Dialect, columns: Sequence[str] | None) -> None:
+    def __init__(self, statement: Any, dialect: Dialect, names: Sequence[str]) -> None:
+        # An INSERT has the columns of the first row; the others stay empty.
+        columns = names if isinstance(statement, Insert) else None
         compiled = statement.compile(dialect=dialect, column_keys=columns)
         self.text = str(compiled)
         processors = {
-            name: bound.type.dialect_impl(dialect).bind_processor(dialect) for name, bound in compiled.binds.items()
+            name: value.type.dialect_impl(dialect).bind_processor(dialect) for name, value in compiled.binds.items()
         }
-        names = dict.fromkeys(compiled.positiontup or compiled.params)
-        self.constants = {name: bound.value for name, bound in compiled.binds.items() if not bound.required}
-        self.processors = [(name, processors[name]) for name in names if processors.get(name) is not None]
+        bound = dict.fromkeys(compiled.positiontup or compiled.params)
+        self.constants = {name: value.value for name, value in compiled.binds.items() if not value.required}
+        self.processors = [(name, processors[name]) for name in bound if processors.get(name) is not None]
         self.order = compiled.positiontup
         self.row: Any = None
         self.results: list[tuple[int, _Processor]] = []
@@ -55,17 +57,16 @@ class _Plan:
 
 
 class Prepared:
-    """A statement of SQLAlchemy Core. `columns` are those of an INSERT whose values are all given."""
+    """A statement of SQLAlchemy Core; the rows of an INSERT have all the same columns."""
 
-    def __init__(self, statement: Executable, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, statement: Executable) -> None:
         # Nobody asks for the row numbers that an INSERT makes.
         self._statement = statement.inline() if isinstance(statement, Insert) else statement
-        self._columns = columns
         self._plans: dict[str, _Plan] = {}
 
     def rows(self, connection: Connection, values: Mapping[str, Any]) -> list[Any]:
         """The rows of a SELECT, as named tuples. Raises DBAPIError."""
-        plan = self._plan(connection)
+        plan = self._plan(connection, values)
         found = self._run(connection, plan, plan.parameters(values)).fetchall()
         if not plan.results:
             return [plan.row._make(row) for row in found]
@@ -84,14 +85,14 @@ class Prepared:
 
     def change(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Run a statement that gives no rows; how many it changed. Raises DBAPIError."""
-        plan = self._plan(connection)
+        plan = self._plan(connection, values)
         return int(self._run(connection, plan, plan.parameters(values)).rowcount)
 
-    def _plan(self, connection: Connection) -> _Plan:
+    def _plan(self, connection: Connection, values: Mapping[str, Any]) -> _Plan:
         dialect = connection.dialect
         plan = self._plans.get(dialect.name)
         if plan is None:
-            plan = self._plans[dialect.name] = _Plan(self._statement, dialect, self._columns)
+            plan = self._plans[dialect.name] = _Plan(self._statement, dialect, list(values))
         return plan
 
     @staticmethod

@@ -25,10 +25,8 @@ __all__ = ["MOST_ORIGINALS", "load", "load_held", "load_originals", "load_owed",
 MOST_ORIGINALS = 1000
 """Transactions with one message id that are looked at, the newest first: a peer may use an id as often as it likes."""
 
-_INSERT_MESSAGE = Prepared(insert(messages), [column.name for column in messages.c])
-_LATER = ("id", "claimed_at", "sent_as")
-"""Columns that a new transaction leaves empty, or to the database."""
-_INSERT_TRANSACTION = Prepared(insert(transactions), [c.name for c in transactions.c if c.name not in _LATER])
+_INSERT_MESSAGE = Prepared(insert(messages))
+_INSERT_TRANSACTION = Prepared(insert(transactions))
 # A RES on its way to who waited for it, not yet shown to be out.
 _UNDER_WAY = select(messages.c.recorded_at, messages.c.answered_at).where(
     messages.c.copy_of == bindparam("a_token"), messages.c.answer_to.is_not(None)

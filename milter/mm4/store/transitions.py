@@ -19,7 +19,7 @@ from .schema import events, messages, transactions
 
 __all__ = ["accept", "add_event", "answer", "bounce", "receive_answer"]
 
-_INSERT_EVENT = Prepared(insert(events), [column.name for column in events.c if column.name != "id"])
+_INSERT_EVENT = Prepared(insert(events))
 _TOKEN: BindParameter[str] = bindparam("a_token")
 _AT = bindparam("an_at", type_=messages.c.recorded_at.type)
 
