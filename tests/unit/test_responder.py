@@ -783,3 +783,15 @@ def test_postqueue_is_called_per_domain_and_its_errors_are_told(tmp_path: Path) 
 
     run(body)
     assert (tmp_path / "calls").read_text() == "-c /etc/x -s responder.mm4.invalid\n-s mms.test\n"
+
+
+def test_postqueue_is_found_where_the_path_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(tmp_path / "postqueue", f'echo "$@" >> {tmp_path}/calls')
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("mm4.postfix.instance._SBIN", str(tmp_path))
+
+    async def body() -> None:
+        await Postqueue()("mms.test")
+
+    run(body)
+    assert (tmp_path / "calls").read_text() == "-s mms.test\n"

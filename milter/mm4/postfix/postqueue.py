@@ -10,6 +10,7 @@ import contextlib
 from pathlib import Path
 
 from ..protocol.errors import PostfixError
+from .instance import tool
 
 __all__ = ["Postqueue"]
 
@@ -17,21 +18,24 @@ __all__ = ["Postqueue"]
 class Postqueue:
     """Flushes with `postqueue -s`; Postfix must list the domain in fast_flush_domains.
 
-    `config_directory` None is the system's Postfix. A call raises PostfixError, with what postqueue said,
-    also when it does not end within `timeout` seconds; it is killed then.
+    `config_directory` None is the system's Postfix, `program` None its postqueue, also where PATH lacks it. A call
+    raises PostfixError, with what postqueue said, also when it does not end within `timeout` seconds; it is killed then.
     """
 
     def __init__(
-        self, config_directory: Path | None = None, *, program: str = "postqueue", timeout: float = 10.0
+        self, config_directory: Path | None = None, *, program: str | None = None, timeout: float = 10.0
     ) -> None:
-        self._command = (program,) if config_directory is None else (program, "-c", str(config_directory))
+        self._program = program
+        self._options = () if config_directory is None else ("-c", str(config_directory))
         self._timeout = timeout
 
     async def __call__(self, domain: str) -> None:
         """Flush one domain."""
+        program = self._program or tool("postqueue")
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
+                program,
+                *self._options,
                 "-s",
                 domain,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -39,7 +43,7 @@ class Postqueue:
                 stderr=asyncio.subprocess.PIPE,
             )
         except OSError as error:
-            raise PostfixError(f"cannot run {self._command[0]}: {error}") from error
+            raise PostfixError(f"cannot run {program}: {error}") from error
         try:
             _out, said = await asyncio.wait_for(process.communicate(), self._timeout)
         except TimeoutError:

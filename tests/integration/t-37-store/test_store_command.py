@@ -133,10 +133,11 @@ def test_a_gateway_in_traffic_moves_to_postgresql_and_loses_nothing_and_acks_not
         # One that Postfix was stopped with before it had it came again, and that is the message.
         owed = execute(
             url,
-            "SELECT transaction_id FROM transactions JOIN messages USING (token) "
+            "SELECT transaction_id, accepted_at FROM transactions JOIN messages USING (token) "
             "WHERE answer_to IS NOT NULL AND answered_at IS NULL",
         )
-        assert {row[0] for row in owed} <= again
+        assert {name for name, _ in owed} <= again
+        assert {accepted for _, accepted in owed} <= {None}
         found = json.loads(_store(link, "status").stdout)
         assert (found["kind"], found["usable"], found["owed"]) == ("postgresql", True, len(owed))
         gateway.stop()  # before its store
