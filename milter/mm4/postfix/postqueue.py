@@ -19,7 +19,7 @@ class Postqueue:
     """Flushes with `postqueue -s`; Postfix must list the domain in fast_flush_domains.
 
     `config_directory` None is the system's Postfix, `program` None its postqueue, also where PATH lacks it. A call
-    raises PostfixError, with what postqueue said, also when it does not end within `timeout` seconds; it is killed then.
+    raises PostfixError with what postqueue said, also when it does not end within `timeout` seconds; it is killed then.
     """
 
     def __init__(
