@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from harness import NextHop
+from harness import NextHop, free_port
 from mm4.gateway.configfile import parse_config
 from mm4.gateway.entries import parse_next_hop
 from mm4.gateway.outgoing import Pace
@@ -61,21 +61,6 @@ SPELLINGS = [
 ]
 
 
-def free_port() -> int:
-    """A loopback port above 42000 that nobody has."""
-    for port in range(42600 + os.getpid() % 500 * 4, 60000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in _given:
-            _given.add(port)
-            return port
-    raise AssertionError("no free port")
-
-
-_given: set[int] = set()
 
 
 def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -540,6 +525,25 @@ def test_after_a_kill_the_folder_can_be_used_again(short: Path) -> None:
         assert second.ready()["pid"] == second.process.pid
     finally:
         second.stop()
+    assert leftovers(box) == []
+
+
+def test_after_a_kill_of_its_master_too_a_session_that_goes_on_is_ended(short: Path) -> None:
+    box = short / "box"
+    first = Sandbox(box, standin=True)
+    first.ready()
+    with socket.create_connection(("127.0.0.1", first.port), timeout=60) as client:
+        assert client.recv(3) == b"220"
+        (master,) = [pid for pid in leftovers(box) if Path(f"/proc/{pid}/comm").read_text() == "master\n"]
+        # The master first, as it would be told to end its own. The one of the session would wait for its client.
+        os.kill(master, signal.SIGKILL)
+        first.process.kill()
+        first.process.communicate()
+        second = Sandbox(box, standin=True, port=first.port)
+        try:
+            second.ready()
+        finally:
+            second.stop()
     assert leftovers(box) == []
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..postfix.probes import free_port
 from ..protocol.errors import Mm4Error
 from .trace import print_trace
 
@@ -93,7 +93,7 @@ def _run(folder: Path, started: float) -> None:
     a = {"domain": "mms.a.example", "numbers": "+4477009000", "address": "127.0.0.11"}
     b = {"domain": "mms.b.example", "numbers": "+4915110000", "address": "127.0.0.12"}
     for side in (a, b):
-        side["port"] = str(_free_port(side["address"]))
+        side["port"] = str(free_port(side["address"]))
     with contextlib.ExitStack() as stack:
         # Both start at once; each is ready when it says so.
         starting = [_start(stack, folder, name, side, other) for name, side, other in (("a", a, b), ("b", b, a))]
@@ -249,10 +249,3 @@ def _picture() -> bytes:
 
     header = chunk(b"IHDR", struct.pack("!IIBBBBB", side, side, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"".join(rows()))) + chunk(b"IEND", b"")
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port

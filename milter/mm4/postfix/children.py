@@ -20,9 +20,11 @@ from types import FrameType
 
 from ..protocol.errors import PostfixError
 
-__all__ = ["Child", "Signals", "leftovers", "stop_leftovers"]
+__all__ = ["MARK", "Child", "Signals", "leftovers", "stop_leftovers"]
 
-_MARK = "MM4_SANDBOX"
+MARK = "MM4_SANDBOX"
+"""The variable whose value is the sandbox's folder. Postfix's master hands on what `import_environment` names."""
+
 _PR_SET_PDEATHSIG = 1
 _POLL = 0.02
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +88,7 @@ class Child:
                     stdout=output,
                     stderr=output,
                     cwd=folder,
-                    env={**os.environ, **extra, _MARK: str(folder)},
+                    env={**os.environ, **extra, MARK: str(folder)},
                     start_new_session=True,
                     preexec_fn=die_with_parent,  # noqa: PLW1509 - there are no threads here
                 )
@@ -139,15 +141,24 @@ def _status(pid: int) -> tuple[int, int, bool]:
 
 
 def leftovers(folder: Path) -> list[int]:
-    """Processes that a sandbox in `folder` started and that still run."""
-    mark = f"{_MARK}={folder}".encode()
+    """Processes that a sandbox in `folder` started and that still run, however near their end."""
+    mark = f"{MARK}={folder}".encode()
     found = []
     for pid in _pids():
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes()
-            if pid != os.getpid() and mark in environment.split(b"\0") and _status(pid)[2]:
+            ours = mark in environment.split(b"\0") or (not environment and _worked_in(folder, pid))
+            if pid != os.getpid() and ours and _status(pid)[2]:
                 found.append(pid)
     return found
+
+
+def _worked_in(folder: Path, pid: int) -> bool:
+    """Whether a process that has lost its memory, and with that its mark, had its place there: it is ending.
+
+    The kernel takes the memory first, files, sockets and locks later, and the place last.
+    """
+    return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder)
 
 
 def stop_leftovers(folder: Path, patience: float = 10.0) -> None:

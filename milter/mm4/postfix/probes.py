@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import random
 import smtplib
 import socket
 import struct
@@ -34,7 +35,7 @@ from .sockets import (
     send,
 )  # fmt: skip
 
-__all__ = ["Probe", "as_peer", "cannot_bind", "converse", "deliver", "listeners", "source_in"]
+__all__ = ["Probe", "as_peer", "cannot_bind", "converse", "deliver", "free_port", "listeners", "source_in"]
 
 _SECONDS = 30.0
 """Longest wait for one reply: a milter that does not answer is given up by Postfix after as long."""
@@ -136,6 +137,22 @@ def cannot_bind(host: str, port: int) -> str | None:
         except OSError as error:
             return error.strerror or str(error)
     return None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port of this address that nobody has now.
+
+    Below those that the system gives to connections by itself (ip_local_port_range, ip(7)): no client takes it before
+    it is used. Raises OSError where this host has no such address.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    below = range(max(first - 10_000, 1024), first)
+    for port in random.sample(below, min(20, len(below))):
+        if cannot_bind(host, port) is None:
+            return port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def _reply(answer: tuple[int, bytes]) -> str:

@@ -29,9 +29,9 @@ from ..gateway.routes import HttpRoute, ReachRoute
 from ..protocol.dialect import is_file
 from ..protocol.errors import ConfigError, PostfixError, UsageError
 from . import maps
-from .children import Child, Signals, stop_leftovers
+from .children import MARK, Child, Signals, stop_leftovers
 from .instance import Instance, tool
-from .probes import cannot_bind
+from .probes import cannot_bind, free_port
 from .settings import read_config
 
 __all__ = ["Sandbox", "run"]
@@ -167,6 +167,8 @@ class Sandbox:
             "# One log for Postfix and mm4, in the sandbox's folder.",
             f"maillog_file = {self.log}",
             f"maillog_file_prefixes = {self.folder}",
+            "# By this its processes are known, where it was killed and nothing else is left of it.",
+            f"import_environment = {self.instance.defaults('import_environment')['import_environment']} {MARK}",
         ]
         if self.source and not version4:
             main.append(f"smtp_bind_address6 = {self.source}")
@@ -230,7 +232,7 @@ class Sandbox:
         raw: dict[str, Any] = yaml.safe_load(text)
         service = dict(raw.get("service") or {})
         service["listen"] = self.listen if len(self.listen) > 1 else self.listen[0]
-        service.setdefault("submit", f"127.0.0.1:{_free_port()}")
+        service.setdefault("submit", f"127.0.0.1:{free_port()}")
         # Postfix stops first: nobody is left who would have to be answered 421.
         service.setdefault("drain", "0s")
         if given.service.tls is not None:
@@ -311,12 +313,6 @@ class Sandbox:
 def _split(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _accepts(path: Path) -> bool:

@@ -337,8 +337,14 @@ def kill(gateway: Sandbox) -> None:
     """Everything of this host at once, Postfix and its queue's processes too."""
     root, gateway.process = gateway.process, None
     assert root is not None
-    os.kill(root.pid, signal.SIGSTOP)  # it would start the others again
-    for process in (*gateway.below(root.pid), root.pid):
+    # Stopped first, until there are no new ones: who is killed singly is started again, or has just started another.
+    stopped: set[int] = set()
+    while new := {root.pid, *gateway.below(root.pid)} - stopped:
+        for process in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+        stopped |= new
+    for process in stopped:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     root.wait(SECONDS)
