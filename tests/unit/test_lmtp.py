@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mm4.postfix import lmtp, maildir
-from mm4.postfix.lmtp import Envelope, LmtpServer
+from mm4.postfix.lmtp import CHUNK, Envelope, LmtpServer
 from mm4.postfix.maildir import Maildir
 from mm4.postfix.mailpath import split_address
 from mm4.protocol.errors import Reply
@@ -190,10 +190,17 @@ def test_everything_pipelined_two_messages_and_quit_in_one_write(tmp_path: Path)
     run(body)
 
 
-def test_a_handler_that_wants_the_top_gets_the_top_while_all_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b".line of text\r\n", b".\r\n"], ids=["text", "nothing but dots"])
+@pytest.mark.parametrize("chunk", [CHUNK, 4098])
+def test_a_handler_that_wants_the_top_gets_the_top_while_all_is_read(
+    tmp_path: Path, line: bytes, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmtp, "CHUNK", chunk)
+    monkeypatch.setattr(lmtp, "GATHER_SECONDS", 0)
+
     async def body() -> None:
         handler = Fake(wanted=4096)
-        content = b".line of text\r\n" * 40_000
+        content = line * 40_000
         async with serving(handler, tmp_path) as at:
             client = await at.connect()
             await client.begin("x@y.test")

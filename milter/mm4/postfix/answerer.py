@@ -26,6 +26,7 @@ from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
+from . import heap
 from .attempts import SUBMIT_SECONDS
 from .backlog import read_backlog
 from .cdr import start_cdr_writer
@@ -88,6 +89,7 @@ class _CurrentSubmitter:
 def main(responder_descriptor: int, maildir_descriptor: int, fingerprints_descriptor: int) -> int:
     """Serve until told to drain. Returns the exit code."""
     child_log("mm4.responder")
+    heap.settle()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         return asyncio.run(_serve(responder_descriptor, maildir_descriptor, fingerprints_descriptor))

@@ -7,8 +7,6 @@ the client holds no 250 yet.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -20,7 +18,7 @@ from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.errors import Mm4Error
 from ..store.store import Store
-from . import milter
+from . import heap, milter
 from .control import messages, say
 from .logs import child_log
 from .lookups import RouteLookups
@@ -29,7 +27,6 @@ from .runtime import EOM_SECONDS, Runtime
 
 __all__ = ["main"]
 
-_M_ARENA_MAX = -8  # malloc.h
 _READING_THREADS = 4
 """Threads that read the store for libmilter's."""
 _SETTLE_SECONDS = 0.5
@@ -43,7 +40,7 @@ _REPLY_SECONDS = 0.2
 def main(descriptor: int) -> int:
     """Serve until told to drain. Returns the exit code; 70 for a fault of ours."""
     log = child_log("mm4.milter")
-    _share_one_heap()
+    heap.settle()
     # These are the supervisor's to hear; libmilter would stop at once and cut running messages.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     commands = messages(sys.stdin)
@@ -100,12 +97,6 @@ def main(descriptor: int) -> int:
     log.error(logline(worker="libmilter stopped", fault=repr(failure[0]) if failure else None))
     store.close()
     return 70
-
-
-def _share_one_heap() -> None:
-    """Have the C library use one heap for all threads: with one for a few of them each, memory grows for long."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _drain(runtime: Runtime, descriptor: int, seconds: float) -> None:
