@@ -3,7 +3,8 @@
 `PYTHONPATH=milter:tests python tests/bench/retention.py [--rows 10000000] [--kind sqlite|postgresql] [--folder DIR]
 [--seconds 60] [--rate 100] [--json FILE]`. A store with so many rows (a message has a transaction and two events), half of
 them old, in a folder of its own below `--folder`, which is removed. Another process records messages as a worker of the
-milter does, from eight threads, `--rate` a second; this one purges as the responder does. Wants no root.
+milter does, from eight threads, `--rate` a second; this one purges as the responder does. What PostgreSQL's sessions wait
+for while a commit takes longer than SLOW_SECONDS is counted. Wants no root.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import sqlite3
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import text
 
 from cluster import Cluster
@@ -37,6 +40,7 @@ from mm4.store.retention import Ages, Removed
 KEPT = timedelta(days=90)
 WINDOW = timedelta(days=15)
 THREADS = 8
+SLOW_SECONDS = 0.02
 
 # Tokens and ids in no order, as in life: an index by them is touched at another page for each row.
 _FILL = (
@@ -119,6 +123,37 @@ def record(url: str, rate: float, stop: Any, waited: Any) -> None:
     waited.put(times)
 
 
+class Waits:
+    """What the sessions of a PostgreSQL wait for, looked at every few milliseconds by a thread."""
+
+    def __init__(self, server: Cluster) -> None:
+        self._looks: list[tuple[float, list[str]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, args=(server,))
+
+    def __enter__(self) -> Waits:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self, server: Cluster) -> None:
+        asked = (
+            "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'client backend' AND state = 'active' "
+            "AND wait_event IS NOT NULL"
+        )
+        with psycopg.connect(host=str(server.folder), dbname="postgres", user="postgres", autocommit=True) as connection:
+            while not self._stop.wait(0.005):
+                self._looks.append((time.monotonic(), [event for (event,) in connection.execute(asked)]))
+
+    def during(self, slow: list[tuple[float, float]]) -> dict[str, int]:
+        """How often each was seen in these times (begin, seconds)."""
+        seen = (event for at, length in slow for when, events in self._looks if at <= when <= at + length for event in events)
+        return dict(Counter(seen).most_common())
+
+
 class Watched:
     """A store whose batches are counted."""
 
@@ -155,13 +190,20 @@ def spread(times: list[float]) -> dict[str, float]:
     return {"commits": len(ordered), **{name: round(1000 * ordered[n], 2) for name, n in at.items()}}
 
 
-def measured(url: str, rate: float, seconds: float) -> dict[str, Any]:
+def settle(server: Cluster | None) -> None:
+    """Have the filling's own writes on the disk, before anybody waits for a flush behind them."""
+    if server is not None:
+        server.run("CHECKPOINT")
+    os.sync()
+
+
+def measured(url: str, rate: float, seconds: float, server: Cluster | None) -> dict[str, Any]:
     """Three phases of so many seconds."""
     spawn = multiprocessing.get_context("spawn")
     stop, waited = spawn.Event(), spawn.Queue()
     worker = spawn.Process(target=record, args=(url, rate, stop, waited))
     worker.start()
-    with Store.open(url, migrate=False) as store:
+    with Store.open(url, migrate=False) as store, Waits(server) if server else nullcontext() as waits:
         watched = Watched(store)
         time.sleep(3)
         marks = [time.monotonic()]
@@ -179,6 +221,9 @@ def measured(url: str, rate: float, seconds: float) -> dict[str, Any]:
         name: spread([length for at, length in times if first <= at < last])
         for name, first, last in zip(("before", "during", "after"), marks, marks[1:], strict=False)
     }
+    if waits is not None:
+        slow = [(at, length) for at, length in times if length > SLOW_SECONDS]
+        result["slow"] = {"commits": len(slow), "waits": waits.during(slow)}
     rows = [sum(batch.rows.values()) for batch in batches]
     result["purge"] = {
         "batches": len(batches), "rows": sum(rows), "rows_a_second": round(sum(rows) / seconds),
@@ -199,17 +244,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with ExitStack() as stack:
+        server = None
         if given.kind == "sqlite":
             folder = tempfile.mkdtemp(prefix="mm4-retention-", dir=given.folder)
             stack.callback(shutil.rmtree, folder)
             url = f"sqlite:///{folder}/mm4.db"
         else:
             os.environ["TMPDIR"] = given.folder
-            url = stack.enter_context(Cluster(fsync=True)).database()
+            server = stack.enter_context(Cluster(fsync=True))
+            url = server.database()
         begun = time.monotonic()
         fill(url, given.rows, datetime.now(UTC))
         print(f"{given.kind}, {given.rows} rows, filled in {time.monotonic() - begun:.0f} s", flush=True)
-        result = {"kind": given.kind, "rows": given.rows, "rate": given.rate, **measured(url, given.rate, given.seconds)}
+        settle(server)
+        result = {"kind": given.kind, "rows": given.rows, "rate": given.rate, **measured(url, given.rate, given.seconds, server)}
         if given.kind == "sqlite":
             result["file_mb"] = round(Path(folder, "mm4.db").stat().st_size / 1e6)
     print("| commits of eom | p50 ms | p99 ms | longest ms |\n| --- | --- | --- | --- |")
