@@ -23,6 +23,7 @@ from mm4.postfix.purger import Purger
 from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 from mm4.store import Store
 from mm4.store import retention as module
+from mm4.store.database import Role
 from mm4.store.retention import LOOK, ROWS, WALKS, Ages, look, remove
 from mm4.store.schema import events, messages, metadata, transactions
 from mm4.store.upkeep import note
@@ -256,6 +257,16 @@ def test_on_postgresql_one_host_removes_at_a_time_and_passes_rows_that_another_h
         assert store.purge("messages", tokens, AGES).result(5).rows == {"messages": 1, "transactions": 1}
 
 
+def test_only_what_may_come_back_after_a_crash_waits_for_no_flush(store: Store, store_url: str) -> None:
+    asked = "PRAGMA synchronous" if store_url.startswith("sqlite") else "SHOW synchronous_commit"
+    found = {}
+    roles: tuple[Role, ...] = ("writer", "purger")
+    for role in roles:
+        with store._database.engine(role).connect() as connection:
+            found[role] = connection.execute(text(asked)).scalar()
+    assert found in ({"writer": 2, "purger": 1}, {"writer": "on", "purger": "off"})
+
+
 # -- the loop
 
 
@@ -278,6 +289,41 @@ def test_a_pass_removes_all_says_so_once_and_pauses(store: Store, store_url: str
     assert counted(store_url)["messages"] == 1
     (line,) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"retention=removed messages=\d+ transactions=\d+", line)
+
+
+def test_one_that_is_behind_takes_more_of_the_time_and_says_so(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 10)
+    monkeypatch.setattr(module, "_LOOKS", {key: query.limit(10) for key, query in module._LOOKS.items()})
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(purger.asyncio, "sleep", sleep)  # type: ignore[attr-defined]
+    for _ in range(31):
+        kept(store, OLD - purger.BEHIND)
+    for _ in range(20):
+        kept(store, OLD)
+
+    async def body() -> None:
+        one = Purger(store, lambda: NOW, KEPT, pause=77)
+        begun = time.monotonic()
+        last = await one.purge()
+        took = time.monotonic() - begun
+        # One batch after the other, until what is left is not a day too old.
+        assert len(pauses) >= 3
+        assert sum(pauses) < took
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line == "retention=behind at=2026-08-23 kept_since=2026-08-24"
+        # From there on as ever: one batch, and four times as long nothing.
+        seen = len(pauses)
+        assert last > 0
+        assert await one.purge() > 0
+        assert len(pauses) == seen
+
+    asyncio.run(body())
 
 
 def test_nothing_is_added_to_a_log_that_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def test_several_hosts_share_the_time_to_connect(query: str, seconds: int) -> No
     ("role", "expected"),
     [
         ("writer", {"statement_timeout": "10s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "2500ms"}),
+        ("purger", {"statement_timeout": "10s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "2500ms"}),
         ("reader", {"statement_timeout": "10s", "default_transaction_read_only": "on"}),
         ("scanner", {"statement_timeout": "0", "default_transaction_read_only": "on"}),
         ("migrator", {"statement_timeout": "0", "lock_timeout": "5s", "default_transaction_read_only": "off"}),

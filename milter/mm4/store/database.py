@@ -1,6 +1,6 @@
 """Where the store lies: the URL, the engines opened on it, and what its errors mean to an operator.
 
-SQLite is the norm: WAL, so that reads never wait for the writer, and synchronous=FULL, so that a commit is
+SQLite is the norm: WAL, so that reads never wait for the writer, and synchronous=FULL, so that a writer's commit is
 on disk. PostgreSQL is taken where psycopg is installed. Every failure becomes a StoreError that names the
 place and the cure; a password in the URL is never shown.
 """
@@ -25,8 +25,12 @@ from ..protocol.errors import Mm4Error, NoStoreError, StoreError
 
 __all__ = ["NO_ANSWER", "Database", "Role"]
 
-Role = Literal["reader", "scanner", "writer", "migrator"]
-"""What a connection is for. A `reader` and a `scanner` can change nothing; the second may take any time."""
+Role = Literal["reader", "scanner", "writer", "purger", "migrator"]
+"""What a connection is for. A `reader` and a `scanner` can change nothing; the second may take any time.
+
+What a `purger` commits is on disk with the next commit of a `writer`, if not before: a crash may bring back what it has
+removed, and it is removed again.
+"""
 
 _READING = ("reader", "scanner")
 # The hash by which an earlier version, which may still serve on another host, locks too.
@@ -139,7 +143,7 @@ class Database:
     def engine(self, role: Role) -> Engine:
         """Open nothing yet; give the engine whose connections are set up for the role.
 
-        A `writer` takes the write lock when it begins, and a `migrator` does
+        A `writer` and a `purger` take the write lock when they begin, and a `migrator` does
         the same without foreign keys (SQLite rebuilds tables by dropping the old one).
         """
         pool: dict[str, Any] = (
@@ -195,9 +199,9 @@ class Database:
                 connection.execute("PRAGMA query_only = ON")
             else:
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA synchronous = {'NORMAL' if role == 'purger' else 'FULL'}")
                 connection.execute(f"PRAGMA busy_timeout = {_SLICE_MS}")
-            if role == "writer":
+            if role in ("writer", "purger"):
                 connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             connection.close()

@@ -48,12 +48,15 @@ class _Kind:
     """libpq's target_session_attrs: `read-write` is refused to a session that itself may not write."""
     bounded: bool
     reading: bool
+    flushed: bool = True
+    """Whether a commit waits for the disk, and for the standby where it is synchronous."""
 
 
 _KINDS: dict[Role, _Kind] = {
     "reader": _Kind("primary", bounded=True, reading=True),
     "scanner": _Kind("primary", bounded=False, reading=True),
     "writer": _Kind("read-write", bounded=True, reading=False),
+    "purger": _Kind("read-write", bounded=True, reading=False, flushed=False),
     "migrator": _Kind("read-write", bounded=False, reading=False),
 }
 
@@ -115,6 +118,8 @@ def arguments(url: URL, role: Role, busy_seconds: float) -> dict[str, Any]:
             settings[name] = max(1, round(bounds[name] * 1000))
     if kind.reading:
         settings["default_transaction_read_only"] = "on"
+    if not kind.flushed:
+        settings["synchronous_commit"] = "off"
     hosts = _hosts(url)
     told: dict[str, Any] = {
         "connect_timeout": max(_SHORTEST_CONNECT, round(bounds["connect_timeout"] / hosts)),

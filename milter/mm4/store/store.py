@@ -62,6 +62,7 @@ class Store:
         self._readers = readers
         self._threads = ThreadPoolExecutor(reading_threads, "mm4-store-reader") if reading_threads else None
         self._writer = writer
+        self._purger: Writer | None = None
         self._process = os.getpid()
         self._closed = False
 
@@ -108,8 +109,9 @@ class Store:
         self._closed = True
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._writer is not None:
-            self._writer.close()
+        for writer in (self._purger, self._writer):
+            if writer is not None:
+                writer.close()
         # In a forked child the connections are the parent's: closing them there would clear its WAL.
         self._readers.dispose(close=os.getpid() == self._process)
 
@@ -437,8 +439,13 @@ class Store:
         return self._read(lambda connection: retention.look(connection, walk, ages, after))
 
     def purge(self, walk: str, keys: Sequence[Any], ages: Ages) -> Future[Removed]:
-        """Remove a batch of what `outdated` gave, as much as nobody feels; the result is what and how much it was."""
-        return self._write(lambda connection: retention.remove(connection, walk, keys, ages))
+        """Remove a batch of what `outdated` gave, as much as nobody feels; the result is what and how much it was.
+
+        Not in one commit with anything else, and on disk some time later. For one thread.
+        """
+        if self._writer is not None and self._purger is None and not self._closed:
+            self._purger = Writer(self._database, self._database.engine("purger"))
+        return self._write(lambda connection: retention.remove(connection, walk, keys, ages), writer=self._purger)
 
     def checkpoint(self) -> int:
         """Move SQLite's log into the file as far as nobody waits for that; gives the pages that the log keeps."""
@@ -499,9 +506,11 @@ class Store:
 
         return both
 
-    def _write(self, operation: Operation[T], locks: Sequence[str] = ()) -> Future[T]:
+    def _write(
+        self, operation: Operation[T], locks: Sequence[str] = (), *, writer: Writer | None = None
+    ) -> Future[T]:
         if self._writer is not None:
-            return self._writer.submit(operation, locks)
+            return (writer or self._writer).submit(operation, locks)
         refused: Future[T] = Future()
         refused.set_exception(StoreError(f"store {self._database}: was opened read-only"))
         return refused
