@@ -16,7 +16,7 @@ from .cpu import processes
 from .daemon import PEER, WORKERS, Daemon
 from .figures import EOM, Run, each, of, percentile, ratios, spread
 from .noop import Noop
-from .part import Asked, Part, Target, Wrong, say, table
+from .part import Asked, Part, Target, Wrong, say, table, turns
 from .wire import DIGITS, MARK, Conversation, Outcome, conversation, drive, negotiate
 
 __all__ = [
@@ -158,8 +158,7 @@ def taking_turns(asked: Asked, made: Sequence[Milter], loads: Sequence[Load], co
     runs = []
     for load in loads:
         for number in range(1, asked.rounds + 1):
-            first = number % len(made)
-            for milter in [*made[first:], *made[:first]]:
+            for milter in turns(made, number):
                 runs.append(measure(milter, number, load, count))
                 say(f"wire, {load.name}, round {number}, {milter.name}: {runs[-1].rate:.0f}/s")
     order = [milter.name for milter in made]

@@ -26,7 +26,7 @@ from .cpu import memory_of, processes, spent, total
 from .daemon import PEER, WORKERS
 from .figures import EOM, Run, cpu_table, of, percentile, ratios, speed_table, spread
 from .noop import Noop
-from .part import Asked, Part, Target, Wrong, say
+from .part import Asked, Part, Target, Wrong, say, turns
 from .plain import PlainPostfix
 from .sender import Item, Stream, send
 from .sinks import Sink
@@ -283,8 +283,7 @@ def taking_turns(asked: Asked, kinds: Sequence[Kind], loads: Mapping[Load, int])
     runs = []
     for load, count in loads.items():
         for number in range(1, asked.rounds + 1):
-            first = number % len(kinds)
-            for kind in [*kinds[first:], *kinds[:first]]:
+            for kind in turns(kinds, number):
                 runs.append(measure(kind, number, load, count))
                 say(f"{load.name}, round {number}, {kind.name}: {runs[-1].rate:.0f}/s")
     order = [kind.name for kind in kinds]
