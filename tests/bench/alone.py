@@ -195,12 +195,14 @@ def wire(asked: Asked) -> Part:
         # Not at its limit: half of what it can, over connections that stay.
         half = statistics.median(run.rate for run in of(runs, "mm4", loads[-1].name)) / 2
         paced = Load(loads[-1].sessions, keep=True, rate=half)
-        calm = measure(made[1], 1, paced, asked.many(2000, asked.messages))
-    p50, p99 = (percentile(calm.eom, share) for share in (0.50, 0.99))
+        many = asked.many(2000, asked.messages)
+        calm = [measure(made[1], number, paced, many) for number in range(1, asked.rounds + 1)]
+    p50, p99 = ([percentile(run.eom, share) for run in calm] for share in (0.50, 0.99))
+    late = statistics.median(p99)
     lines = [
         *comparison(runs, "no-op"),
         "",
-        f"Below its limit, {calm.load}, {calm.messages} messages: p50 {p50:.1f} ms, p99 {p99:.1f} ms.",
+        f"Below its limit, {paced.name}, {many} messages a round: p50 {spread(p50, 1)} ms, p99 {spread(p99, 1)} ms.",
     ]
     targets = []
     for load in loads:
@@ -208,8 +210,8 @@ def wire(asked: Asked) -> Part:
             middle = statistics.median(ratios(runs, "mm4", load.name, "no-op"))
             what = f"the milter alone, {load.name}, to a no-op pymilter"
             targets.append(Target(what, f">= {ALONE:.2f}", f"{middle:.2f}", middle >= ALONE))
-    targets.append(Target(f"eom p99, the milter alone, {calm.load}", f"< {EOM:.0f} ms", f"{p99:.1f} ms", p99 < EOM))
-    return Part("The milter alone", lines, targets, {"runs": [asdict(run) for run in [*runs, calm]]})
+    targets.append(Target(f"eom p99, the milter alone, {paced.name}", f"< {EOM:.0f} ms", f"{late:.1f} ms", late < EOM))
+    return Part("The milter alone", lines, targets, {"runs": [asdict(run) for run in [*runs, *calm]]})
 
 
 def workers(asked: Asked) -> Part:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -13,10 +12,10 @@ from harness import NORTH
 from .alone import FASTER, Load, Milter, comparison, measure, milters, sqlite, timed
 from .cpu import memory
 from .daemon import PEER, WORKERS, Daemon
-from .figures import Run, percentile, ratios
+from .figures import Run
 from .filler import MESSAGE_ID, fill
 from .noop import Noop
-from .part import Asked, Part, Target, Wrong, say, table
+from .part import Asked, Part, Target, Wrong, say, table, turns
 from .wire import MARK, conversation, negotiate
 
 __all__ = ["growth", "storm"]
@@ -94,31 +93,27 @@ def _report(label: str) -> list[tuple[str, bytes]]:
 def storm(asked: Asked) -> Part:
     """A peer reports on 10^4 messages at once, in turn with as many new messages from it."""
     batch = asked.many(2_000, 100)
-    rounds = asked.many(5, 1)
     load = Load(100)
     url = sqlite(asked.folder)
-    fill(url, batch * rounds, sent=True)
+    fill(url, batch * asked.rounds, sent=True)
     runs: list[Run] = []
     with milters(asked, ("requests", WORKERS, lambda _: url)) as (requests,):
         reports = Milter("reports", requests.socket, requests.workers, url)
         agreed = negotiate(reports.socket)
         envelope = f"system-user@{PEER}", "+491511000001/TYPE=PLMN@mms.gw.example"
         talk = conversation(agreed, NORTH, *envelope, _report("storm"))
-        for number in range(1, rounds + 1):
-            runs.append(measure(requests, number, load, batch))
-            order = list(range(batch * (number - 1), batch * number))
-            run, _ = timed(reports, number, load, talk, order)
-            runs.append(run)
-            say(f"storm, round {number}: {run.rate:.0f} reports/s, {runs[-2].rate:.0f} requests/s")
-        correlated(url, batch * rounds)
-    found = [run for run in runs if run.kind == "reports"]
-    p99 = percentile([ms for run in found for ms in run.eom], 0.99)
-    middle = statistics.median(run.rate for run in found)
-    share = statistics.median(ratios(runs, "reports", load.name, "requests"))
+        for number in range(1, asked.rounds + 1):
+            for milter in turns([requests, reports], number):
+                if milter is requests:
+                    run = measure(requests, number, load, batch)
+                else:
+                    run, _ = timed(reports, number, load, talk, range(batch * (number - 1), batch * number))
+                runs.append(run)
+                say(f"storm, round {number}, {run.kind}: {run.rate:.0f}/s")
+        correlated(url, batch * asked.rounds)
     lines = [
         *comparison(sorted(runs, key=lambda run: run.kind, reverse=True), "requests", "messages"), "",
-        f"{batch * rounds:,} reports at {middle:.0f}/s, {share:.2f} of the rate of new messages, p99 {p99:.1f} ms; each "
-        "found the message that it is about.",
+        f"{batch * asked.rounds:,} reports, {batch:,} a round; each found the message that it is about.",
     ]  # fmt: skip
     return Part("A storm of reports", lines, [], {"runs": [asdict(run) for run in runs]})
 

@@ -263,16 +263,17 @@ def instances(asked: Asked, wanted: Sequence[str] = KINDS) -> Iterator[list[Kind
             check(kind, f"{kind.name} at the end", [], kind.log.stat().st_size)
 
 
-def sender_alone(asked: Asked, loads: Sequence[Load]) -> dict[str, float]:
+def sender_alone(asked: Asked, loads: Sequence[Load]) -> dict[str, list[float]]:
     """Messages a second that the sender brings into smtp-sink with nothing between: its own limit, by load."""
     sink = Sink(asked.memory, "alone")
     try:
-        rates = {}
+        rates: dict[str, list[float]] = {}
         for load in loads:
             items = requests(load.size, asked.messages, "alone", True)
-            stream = Stream(sink.server, "127.0.0.1", items, load.sessions, keep=load.keep)
-            begun = send(stream)
-            rates[load.name] = asked.messages / (time.monotonic() - begun)
+            for _ in range(asked.rounds):
+                stream = Stream(sink.server, "127.0.0.1", items, load.sessions, keep=load.keep)
+                begun = send(stream)
+                rates.setdefault(load.name, []).append(asked.messages / (time.monotonic() - begun))
         return rates
     finally:
         sink.close()
@@ -323,10 +324,10 @@ def sizes(asked: Asked) -> Part:
         f"{name} {', '.join(f'{group} {max(sizes):.0f} MB' for group, sizes in groups.items())}"
         for name, groups in held.items()
     ]
-    limits = ", ".join(f"{rate:.0f}/s ({load})" for load, rate in alone.items())
+    limits = "; ".join(f"{load}: {spread(rates, 0)}/s" for load, rates in alone.items())
     lines = [
         *_tables(runs), "",
-        f"The sender alone, into smtp-sink: {limits}. Resident memory of the largest process at the end: {'; '.join(said)}.",
+        f"The sender alone, into smtp-sink, {limits}. Resident memory of the largest process at the end: {'; '.join(said)}.",
     ]  # fmt: skip
     targets = _shares(runs, [load for load in loads if load.size >= 40])
     data = {"alone": alone, "memory": held, "runs": [asdict(run) for run in runs]}
