@@ -14,7 +14,7 @@ from harness import NORTH, forward_req, headers_of, wait_for
 
 from .cpu import processes
 from .daemon import PEER, WORKERS, Daemon
-from .figures import EOM, Run, each, of, percentile, ratios, spread
+from .figures import EOM, Run, each, eom_cells, eom_times, of, ratios, spread
 from .noop import Noop
 from .part import Asked, Part, Target, Wrong, say, table, turns
 from .wire import DIGITS, MARK, Conversation, Outcome, conversation, drive, negotiate
@@ -174,11 +174,9 @@ def comparison(runs: Sequence[Run], base: str, what: str = "milter") -> list[str
     """A row for each load and milter; the ratio is to the base in the same round, times are as the client sees them."""
     lines = []
     for load, kind, found in each(runs):
-        eom = [ms for run in found for ms in run.eom]
         share = "1" if kind == base else spread(ratios(runs, kind, load, base), 2)
-        times = [f"{percentile(eom, p):.1f} ms" for p in (0.50, 0.99)]
         rate = spread([run.rate for run in found], 0)
-        lines.append([load, kind, rate, share, f"{cpu_of(found):.2f} ms", *times])
+        lines.append([load, kind, rate, share, f"{cpu_of(found):.2f} ms", *eom_cells(found)])
     return table(["sessions", what, "messages/s", f"ratio to {base}", "workers' CPU a message", "p50", "p99"], lines)
 
 
@@ -197,12 +195,12 @@ def wire(asked: Asked) -> Part:
         paced = Load(loads[-1].sessions, keep=True, rate=half)
         many = asked.many(2000, asked.messages)
         calm = [measure(made[1], number, paced, many) for number in range(1, asked.rounds + 1)]
-    p50, p99 = ([percentile(run.eom, share) for run in calm] for share in (0.50, 0.99))
-    late = statistics.median(p99)
+    p50, p99 = eom_cells(calm)
+    late = statistics.median(eom_times(calm, 0.99))
     lines = [
         *comparison(runs, "no-op"),
         "",
-        f"Below its limit, {paced.name}, {many} messages a round: p50 {spread(p50, 1)} ms, p99 {spread(p99, 1)} ms.",
+        f"Below its limit, {paced.name}, {many} messages a round: p50 {p50}, p99 {p99}.",
     ]
     targets = []
     for load in loads:

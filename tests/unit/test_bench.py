@@ -44,7 +44,7 @@ def test_the_tables_hold_medians_and_extremes() -> None:
     assert spread([0.5, 0.8, 0.6], 2) == "0.60 (0.50-0.80)"
     speed, cpu = "\n".join(speed_table(RUNS[:4], "L")), "\n".join(cpu_table(RUNS[:4]))
     assert "| 40 kB | L | 150 (100-200) | 1 | - | - |" in speed
-    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 ms | 4.0 ms |" in speed
+    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 (1.0-3.0) ms | 3.0 (2.0-4.0) ms |" in speed
     assert "| 40 kB | smtp | 7.00 | - | 3.00 | - | - | 10.00 |" in cpu
 
 
