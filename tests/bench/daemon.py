@@ -23,9 +23,12 @@ WORKERS = 2
 
 
 class Daemon:
-    """One daemon in `folder` with a store and so many workers; it serves when the constructor is through."""
+    """One daemon in `folder` with a store and so many workers; it serves when the constructor is through.
 
-    def __init__(self, folder: Path, store: str, workers: int) -> None:
+    `submit` (address:port) takes its acks, where the responder gets mail.
+    """
+
+    def __init__(self, folder: Path, store: str, workers: int, submit: str = f"{LOCAL}:9") -> None:
         folder.mkdir(exist_ok=True)
         self.store = store
         self.log = folder / "log"
@@ -46,7 +49,7 @@ class Daemon:
                     "routes": [{"prefix": "+44", "peer": "north"}],
                     "submit": "smtp",
                     "store": store,
-                    "service": {"workers": workers, "drain": "0s"},
+                    "service": {"workers": workers, "drain": "0s", "submit": submit},
                     "folders": {"state": str(state), "sockets": str(sockets), "postfix": str(postfix)},
                 }
             )

@@ -11,7 +11,8 @@ from .cpu import GROUPS
 from .part import table
 
 __all__ = [
-    "BEGIN", "END", "EOM", "Run", "cpu_table", "each", "of", "percentile", "ratios", "replaced", "speed_table", "spread",
+    "BEGIN", "END", "EOM", "Run", "cpu_table", "each", "eom_cells", "eom_times", "of", "percentile", "ratios", "replaced",
+    "speed_table", "spread",
 ]  # fmt: skip
 
 EOM = 20.0
@@ -75,14 +76,23 @@ def each(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
 
 
 def speed_table(runs: Sequence[Run], base: str) -> list[str]:
-    """Rates, ratios to the base and CPU, median (lowest-highest) over the rounds; eom times over all messages."""
+    """Rates, ratios to the base and eom times, median (lowest-highest) over the rounds."""
     rows = []
     for load, kind, found in each(runs):
-        eom = [ms for run in found for ms in run.eom]
         share = spread(ratios(runs, kind, load, base), 2) if kind != base else "1"
-        times = [f"{percentile(eom, p):.1f} ms" if eom else "-" for p in (0.50, 0.99)]
-        rows.append([load, kind, spread([run.rate for run in found], 0), share, *times])
+        rows.append([load, kind, spread([run.rate for run in found], 0), share, *eom_cells(found)])
     return table(["load", "kind", "messages/s", f"ratio to {base}", "eom p50", "eom p99"], rows)
+
+
+def eom_cells(runs: Sequence[Run]) -> list[str]:
+    """p50 and p99 of each run, median (lowest-highest) over the runs; dashes where none was measured."""
+    shares = (eom_times(runs, share) for share in (0.50, 0.99))
+    return [f"{spread(times, 1)} ms" if times else "-" for times in shares]
+
+
+def eom_times(runs: Iterable[Run], share: float) -> list[float]:
+    """This percentile of each run that has any times, in milliseconds."""
+    return [percentile(run.eom, share) for run in runs if run.eom]
 
 
 def cpu_table(runs: Sequence[Run], groups: Sequence[str] = GROUPS) -> list[str]:

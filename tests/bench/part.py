@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Asked", "Measure", "Part", "Target", "Wrong", "say", "table"]
+__all__ = ["Asked", "Measure", "Part", "Target", "Wrong", "say", "table", "turns"]
+
+
+T = TypeVar("T")
 
 
 class Wrong(Exception):
@@ -67,3 +70,9 @@ def say(text: str) -> None:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def turns(compared: Sequence[T], number: int) -> list[T]:
+    """What is compared, in the order of this round: who begins changes from one to the next."""
+    first = number % len(compared)
+    return [*compared[first:], *compared[:first]]

@@ -24,9 +24,9 @@ from harness import LOCAL, NORTH, Sandbox, forward_req, wait_for
 
 from .cpu import memory_of, processes, spent, total
 from .daemon import PEER, WORKERS
-from .figures import EOM, Run, cpu_table, of, percentile, ratios, speed_table, spread
+from .figures import EOM, Run, cpu_table, eom_times, of, ratios, speed_table, spread
 from .noop import Noop
-from .part import Asked, Part, Target, Wrong, say
+from .part import Asked, Part, Target, Wrong, say, turns
 from .plain import PlainPostfix
 from .sender import Item, Stream, send
 from .sinks import Sink
@@ -263,16 +263,17 @@ def instances(asked: Asked, wanted: Sequence[str] = KINDS) -> Iterator[list[Kind
             check(kind, f"{kind.name} at the end", [], kind.log.stat().st_size)
 
 
-def sender_alone(asked: Asked, loads: Sequence[Load]) -> dict[str, float]:
+def sender_alone(asked: Asked, loads: Sequence[Load]) -> dict[str, list[float]]:
     """Messages a second that the sender brings into smtp-sink with nothing between: its own limit, by load."""
     sink = Sink(asked.memory, "alone")
     try:
-        rates = {}
+        rates: dict[str, list[float]] = {}
         for load in loads:
             items = requests(load.size, asked.messages, "alone", True)
-            stream = Stream(sink.server, "127.0.0.1", items, load.sessions, keep=load.keep)
-            begun = send(stream)
-            rates[load.name] = asked.messages / (time.monotonic() - begun)
+            for _ in range(asked.rounds):
+                stream = Stream(sink.server, "127.0.0.1", items, load.sessions, keep=load.keep)
+                begun = send(stream)
+                rates.setdefault(load.name, []).append(asked.messages / (time.monotonic() - begun))
         return rates
     finally:
         sink.close()
@@ -283,8 +284,7 @@ def taking_turns(asked: Asked, kinds: Sequence[Kind], loads: Mapping[Load, int])
     runs = []
     for load, count in loads.items():
         for number in range(1, asked.rounds + 1):
-            first = number % len(kinds)
-            for kind in [*kinds[first:], *kinds[:first]]:
+            for kind in turns(kinds, number):
                 runs.append(measure(kind, number, load, count))
                 say(f"{load.name}, round {number}, {kind.name}: {runs[-1].rate:.0f}/s")
     order = [kind.name for kind in kinds]
@@ -324,10 +324,10 @@ def sizes(asked: Asked) -> Part:
         f"{name} {', '.join(f'{group} {max(sizes):.0f} MB' for group, sizes in groups.items())}"
         for name, groups in held.items()
     ]
-    limits = ", ".join(f"{rate:.0f}/s ({load})" for load, rate in alone.items())
+    limits = "; ".join(f"{load}: {spread(rates, 0)}/s" for load, rates in alone.items())
     lines = [
         *_tables(runs), "",
-        f"The sender alone, into smtp-sink: {limits}. Resident memory of the largest process at the end: {'; '.join(said)}.",
+        f"The sender alone, into smtp-sink, {limits}. Resident memory of the largest process at the end: {'; '.join(said)}.",
     ]  # fmt: skip
     targets = _shares(runs, [load for load in loads if load.size >= 40])
     data = {"alone": alone, "memory": held, "runs": [asdict(run) for run in runs]}
@@ -341,7 +341,7 @@ def sessions(asked: Asked) -> Part:
         runs = taking_turns(asked, kinds, loads)
     targets = []
     for name in FLOORS:
-        p99 = percentile([ms for run in of(runs, name, Load(40, 100).name) for ms in run.eom], 0.99)
+        p99 = statistics.median(eom_times(of(runs, name, Load(40, 100).name), 0.99))
         targets.append(
             Target(f"eom p99, {name}, 40 kB, 100 sessions at a time", f"< {EOM:.0f} ms", f"{p99:.1f} ms", p99 < EOM)
         )

@@ -1,4 +1,4 @@
-"""A reach list of a million rows stays below three times what it may take on two idle cores (docs/performance.md)."""
+"""A reach list of a million rows: within its memory, and three times the time that it may take (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def test_a_million_rows(tmp_path: Path, shuffled: bool) -> None:
     assert figures["rows"] == ROWS
     assert figures["found"] > 0.1
     assert figures["load"] < 3 * LOAD
-    assert figures["memory"] < 3 * MEMORY
+    assert figures["memory"] < MEMORY
     assert figures["lookup"] < 3 * LOOKUP

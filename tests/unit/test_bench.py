@@ -8,7 +8,7 @@ import pytest
 
 from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
-from bench.part import Part, Target
+from bench.part import Part, Target, turns
 from bench.plain import without_milter
 from bench.run import PAGE, PARTS, arguments, page
 from bench.traffic import requests
@@ -44,8 +44,14 @@ def test_the_tables_hold_medians_and_extremes() -> None:
     assert spread([0.5, 0.8, 0.6], 2) == "0.60 (0.50-0.80)"
     speed, cpu = "\n".join(speed_table(RUNS[:4], "L")), "\n".join(cpu_table(RUNS[:4]))
     assert "| 40 kB | L | 150 (100-200) | 1 | - | - |" in speed
-    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 ms | 4.0 ms |" in speed
+    assert "| 40 kB | smtp | 90 (80-100) | 0.65 (0.50-0.80) | 2.0 (1.0-3.0) ms | 3.0 (2.0-4.0) ms |" in speed
     assert "| 40 kB | smtp | 7.00 | - | 3.00 | - | - | 10.00 |" in cpu
+
+
+def test_everything_compared_has_its_turn_in_a_round_and_each_begins_one() -> None:
+    rounds = [turns(["a", "b", "c"], number) for number in (1, 2, 3)]
+    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
+    assert {each[0] for each in rounds} == {"a", "b", "c"}
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
