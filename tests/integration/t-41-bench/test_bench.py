@@ -25,7 +25,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `make bench` measures, of each part that is quick enough; it fails where a message, row or ack is missing."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
     with subprocess.Popen(
-        [sys.executable, str(RUN), "--short", "--messages", str(MESSAGES), "--only", "sizes,wire,storm", "--json", str(file)],
+        [
+            sys.executable, str(RUN), "--short", "--messages", str(MESSAGES), "--only", "sizes,wire,storm,memory",
+            "--json", str(file),
+        ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
@@ -69,7 +72,7 @@ def test_no_more_computing_time_than_several_times_what_it_is(
 def test_every_target_is_on_the_page_with_what_was_measured(bench: dict[str, Any]) -> None:
     rows = [line for line in bench["page"].splitlines() if line.endswith(("| met |", "| **missed** |"))]
     targets = [target for part in bench["parts"].values() for target in part["targets"]]
-    assert len(rows) == len(targets) == 6
+    assert len(rows) == len(targets) == 7
     for target in targets:
         assert any(f"| {target['what']} | {target['goal']} | {target['measured']} |" in row for row in rows)
     assert bench["machine"][0] in bench["page"]
