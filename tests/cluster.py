@@ -1,4 +1,5 @@
-"""A private PostgreSQL for tests: its own folder, a UNIX socket in it and no TCP port, so that any number run at once.
+"""A private PostgreSQL for tests: its own folder, a UNIX socket in it and no TCP port unless it has a host of its own,
+so that any number run at once.
 
 Debian's server binaries are started directly; a cluster of the system is neither used nor touched. initdb and
 postgres refuse root, so under root they run as nobody.
@@ -44,12 +45,14 @@ class Cluster:
     """One server. `database` makes a store's database in it, owned by a role without further rights.
 
     Its folder is made in `parent`, or where temporary ones are; `settings` are PostgreSQL's. With `of` it is a standby of
-    that one, and holds what that holds, until it is promoted.
+    that one, and holds what that holds, until it is promoted. On another host it is reached at `address` too, by all
+    who are on its network, and `within` begins the commands that run there.
     """
 
     def __init__(
-        self, *, fsync: bool = False, of: Cluster | None = None, parent: Path | None = None, **settings: object
-    ) -> None:
+        self, *, fsync: bool = False, of: Cluster | None = None, parent: Path | None = None, address: str = "",
+        within: tuple[str, ...] = (), **settings: object,
+    ) -> None:  # fmt: skip
         programs = binaries()
         assert programs is not None, "no /usr/lib/postgresql/*/bin/initdb: .ci/setup installs Debian's postgresql"
         self.programs = programs
@@ -57,10 +60,12 @@ class Cluster:
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self._settings = {
-            "listen_addresses": "", "unix_socket_directories": self.folder, "fsync": "on" if fsync else "off",
+            "listen_addresses": address, "unix_socket_directories": self.folder, "fsync": "on" if fsync else "off",
             "max_connections": 200, "shared_buffers": "16MB", "jit": "off", "autovacuum": "off",
             **settings,
         }  # fmt: skip
+        self.address = address
+        self._within = within
         self._of = of
         self._process: subprocess.Popen[bytes] | None = None
         self._template: str | None = None
@@ -70,10 +75,13 @@ class Cluster:
             os.chown(self.folder, _NOBODY, _NOBODY)
         command = self._command("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         if self._of is not None:
-            primary = f"host={self._of.folder} user=postgres application_name=standby"
+            primary = f"host={self._of.address or self._of.folder} user=postgres application_name=standby"
             command = self._command("pg_basebackup", "-D", self.data, "-R", "-d", primary, "--checkpoint=fast", "--no-sync")
         made = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
         assert made.returncode == 0, f"{command}: {made.stderr}"
+        if self.address and self._of is None:
+            with (self.data / "pg_hba.conf").open("a") as allowed:
+                allowed.write("host all all samenet trust\nhost replication all samenet trust\n")
         self.start()
         if self._of is not None:
             self._of.replicate()
@@ -90,7 +98,7 @@ class Cluster:
     def _command(self, program: str, *arguments: object) -> list[str]:
         # The kernel stops the server if the tests are killed.
         who = ["--reuid", str(_NOBODY), "--regid", str(_NOBODY), "--clear-groups"] if os.geteuid() == 0 else []
-        return ["setpriv", *who, "--pdeathsig", "INT", str(self.programs / program), *map(str, arguments)]
+        return [*self._within, "setpriv", *who, "--pdeathsig", "INT", str(self.programs / program), *map(str, arguments)]
 
     @property
     def pid(self) -> int:

@@ -1,7 +1,7 @@
 """What the integration tests share: a sandbox, next hops that record, an SMTP client with a source address.
 
-Every Postfix here is private, on loopback, in its own folder; each test stops exactly what it started. Readiness is
-polled, and every wait has a generous bound that names what it waited for.
+Every Postfix here is private, on loopback or a host of its own (netns), in its own folder; each test stops exactly what
+it started. Readiness is polled, and every wait has a generous bound that names what it waited for.
 """
 
 from __future__ import annotations
@@ -80,10 +80,12 @@ def free_port(address: str = LOCAL) -> int:
                 return port
 
 
-def mm4(*arguments: str, check: bool = True, timeout: float = 60, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the `mm4` command as an operator would."""
+def mm4(
+    *arguments: str, check: bool = True, timeout: float = 60, stdin: bytes | None = None, within: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the `mm4` command as an operator would; `within` begins the command line."""
     done = subprocess.run(
-        [sys.executable, "-m", "mm4", *arguments], input=stdin, capture_output=True, timeout=timeout, check=False
+        [*within, sys.executable, "-m", "mm4", *arguments], input=stdin, capture_output=True, timeout=timeout, check=False
     )
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
@@ -478,7 +480,8 @@ class Sandbox:
     """`mm4 sandbox` with its own YAML, on its own address and port.
 
     `wrapper` changes the command that starts it (a namespace, a limit); `env` adds to its environment; `more` are
-    further addresses that it listens on.
+    further addresses that it listens on. On another host `within` begins the commands that run there, and `port` is
+    free there.
     """
 
     def __init__(
@@ -491,16 +494,19 @@ class Sandbox:
         folder: Path | None = None,
         wrapper: tuple[str, ...] = (),
         more: tuple[str, ...] = (),
+        within: tuple[str, ...] = (),
+        port: int | None = None,
     ) -> None:
         self._own = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mm4-test-"))
         self.folder.chmod(0o755)
         self.yaml = self.folder / "given.yaml"
         self.yaml.write_text(config)
-        self.listen = [f"[{a}]:{free_port(a)}" if ":" in a else f"{a}:{free_port(a)}" for a in (listen, *more)]
+        self.listen = [f"[{a}]:{port or free_port(a)}" if ":" in a else f"{a}:{port or free_port(a)}" for a in (listen, *more)]
         self.source = source
         self.env = env or {}
         self.wrapper = wrapper
+        self.within = within
         self.facts: dict[str, Any] = {}
         self.process: subprocess.Popen[str] | None = None
 
@@ -522,7 +528,7 @@ class Sandbox:
     def start(self) -> None:
         """Start it and wait until it takes mail."""
         command = [
-            *self.wrapper, sys.executable, "-m", "mm4", "sandbox", "--config", str(self.yaml),
+            *self.within, *self.wrapper, sys.executable, "-m", "mm4", "sandbox", "--config", str(self.yaml),
             "--dir", str(self.folder / "sandbox"), *(f"--listen={endpoint}" for endpoint in self.listen),
         ]  # fmt: skip
         if self.source:
@@ -608,7 +614,7 @@ class Sandbox:
 
     def trace(self, identifier: str) -> list[dict[str, Any]]:
         """The transactions that `mm4 trace --json` knows."""
-        done = mm4("trace", "--config", self.config, "--json", identifier, check=False)
+        done = mm4("trace", "--config", self.config, "--json", identifier, check=False, within=self.within)
         return list(json.loads(done.stdout)["transactions"]) if done.stdout else []
 
     def maildir(self, number: str) -> list[email.message.Message]:

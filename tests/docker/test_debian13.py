@@ -33,8 +33,8 @@ def test_the_integration_tests_pass_on_debian_13(
             "PYTHONPYCACHEPREFIX": "/tmp/pycache",
         },
         sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},  # Docker leaves ::1 out where there is no network
-        # Some tests put a file system of their own into a mount namespace of their own.
-        cap_add=["SYS_ADMIN", "SYS_PTRACE"], security_opt=["apparmor=unconfined"],
+        # Some tests put a file system of their own into a mount namespace of their own, or hosts into network namespaces.
+        cap_add=["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN"], security_opt=["apparmor=unconfined"],
     )  # fmt: skip
     try:
         code = container.wait(timeout=SECONDS + 60)["StatusCode"]
