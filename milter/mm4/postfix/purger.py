@@ -11,20 +11,18 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..gateway.logline import logline
-from ..protocol.errors import StoreError
 from ..store.retention import WALKS, Ages, Found, Removed
+from .patience import within
 
 __all__ = ["Purger", "Store"]
 
 log = logging.getLogger("mm4.timers")
-
-T = TypeVar("T")
 
 PAUSE = 60.0
 """Seconds between the end of a pass and the next one."""
@@ -89,23 +87,23 @@ class Purger:
                 self._end()
                 return self._pause
             looking = asyncio.to_thread(self._store.outdated, self._walks[0], ages, self._after)
-            found = await self._within(looking)
+            found = await within(STORE_SECONDS, looking)
             self._keys, self._after = found.keys, found.after
             self._compare(ages)
         if self._keys:
             if self._log_pages > LOG_PAGES:
-                self._log_pages = await self._within(asyncio.to_thread(self._store.checkpoint))
+                self._log_pages = await within(STORE_SECONDS, asyncio.to_thread(self._store.checkpoint))
             if self._log_pages > LOG_PAGES:
                 self._behind = False  # haste is of no use
                 return self._pause
             purging = self._store.purge(self._walks[0], self._keys, ages)
-            removed = await self._within(asyncio.wrap_future(purging))
+            removed = await within(STORE_SECONDS, asyncio.wrap_future(purging))
             if removed.elsewhere:
                 self._end()
                 return self._pause
             self._removed.update(removed.rows)
             self._keys = self._keys[removed.done :]
-            self._log_pages = await self._within(asyncio.to_thread(self._store.checkpoint))
+            self._log_pages = await within(STORE_SECONDS, asyncio.to_thread(self._store.checkpoint))
         if not self._keys and self._after is None:
             del self._walks[0]
         return (SHARE_BEHIND if self._behind else SHARE) * (time.monotonic() - begun)
@@ -124,12 +122,3 @@ class Purger:
             log.info(logline(retention="removed", **{table: self._removed[table] for table in sorted(self._removed)}))
         self._removed.clear()
         self._begin()
-
-    @staticmethod
-    async def _within(step: Awaitable[T]) -> T:
-        """Wait for the store, but not for ever."""
-        try:
-            async with asyncio.timeout(STORE_SECONDS):
-                return await step
-        except TimeoutError:
-            raise StoreError(f"no answer from the store in {STORE_SECONDS:g} s") from None

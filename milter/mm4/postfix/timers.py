@@ -22,11 +22,12 @@ from ..gateway.config import Config
 from ..gateway.logline import logline
 from ..gateway.routing import Router
 from ..protocol.address import parse_address
-from ..protocol.errors import Mm4Error, PostfixError, StoreError, SubmissionError
+from ..protocol.errors import Mm4Error, PostfixError, SubmissionError
 from ..protocol.retry import Retry
 from ..protocol.transaction import Message, State, Transaction
 from ..store.clock import Ahead
 from ..store.timers import Hindrance, Late
+from .patience import within
 from .purger import Purger
 from .spool import Spool
 
@@ -230,9 +231,8 @@ class Timers:
 
     async def _nearer(self) -> float:
         """Have due again soon what a clock put far ahead before it was set back."""
-        found = await self._within(
-            asyncio.to_thread(self._store.ahead, self._now(), BATCH, self._retries, self._host)
-        )
+        looking = asyncio.to_thread(self._store.ahead, self._now(), BATCH, self._retries, self._host)
+        found = await within(STORE_SECONDS, looking)
         if found:
             await self._kept(self._store.set_due(found))
         self._nearer_count += len(found)
@@ -248,7 +248,7 @@ class Timers:
     async def _mark(self) -> float:
         now = self._now()
         seen = 0
-        if await self._within(asyncio.to_thread(self._store.any_due, now)):
+        if await within(STORE_SECONDS, asyncio.to_thread(self._store.any_due, now)):
             found, seen = await self._kept(self._store.overdue(now, BATCH, self._retries))
             self._say(late for late in found if not late.again)
             await asyncio.gather(*(self._tell(late) for late in found if late.state is State.FAILED))
@@ -290,7 +290,7 @@ class Timers:
 
     async def _tell(self, late: Late) -> None:
         """Have the originator told; where that fails, the store gives the row again."""
-        message = await self._within(asyncio.to_thread(self._store.message, late.token))
+        message = await within(STORE_SECONDS, asyncio.to_thread(self._store.message, late.token))
         for transaction in message.transactions if message else ():
             if (transaction.recipient, transaction.transaction_id) == (late.recipient, late.transaction_id):
                 assert message is not None
@@ -306,7 +306,7 @@ class Timers:
 
     async def _send(self) -> float:
         now = self._now()
-        if not await self._within(asyncio.to_thread(self._store.any_to_send, now, self._host)):
+        if not await within(STORE_SECONDS, asyncio.to_thread(self._store.any_to_send, now, self._host)):
             return self._interval
         # Without retries nothing in the queue matters.
         hindrance = await self._hindrance() if any(retry.limit for retry in self._retries.values()) else None
@@ -338,7 +338,7 @@ class Timers:
 
     async def _again(self, late: Late) -> None:
         """Send one claimed copy; the store learns what became of it."""
-        copy = await self._within(asyncio.to_thread(self._spool.read, late.token))
+        copy = await within(STORE_SECONDS, asyncio.to_thread(self._spool.read, late.token))
         if copy is None or late.peer not in self._router.config.peers:
             reason = "no copy was kept" if copy is None else "the peer is not in the configuration"
             self._line(logging.WARNING, late, why="not sent again", reason=reason)
@@ -373,18 +373,9 @@ class Timers:
         begun = time.monotonic()
         tokens = self._spool.tokens()
         if tokens:
-            awaited = await self._within(asyncio.to_thread(self._store.awaited, tokens))
-            await self._within(asyncio.to_thread(self._spool.remove, [t for t in tokens if t not in awaited]))
+            awaited = await within(STORE_SECONDS, asyncio.to_thread(self._store.awaited, tokens))
+            await within(STORE_SECONDS, asyncio.to_thread(self._spool.remove, [t for t in tokens if t not in awaited]))
         return max(self._sweep_seconds, 20 * (time.monotonic() - begun))
 
     async def _kept(self, future: Future[T]) -> T:
-        return await self._within(asyncio.wrap_future(future))
-
-    @staticmethod
-    async def _within(step: Awaitable[T]) -> T:
-        """Wait for the store or the disk, but not for ever."""
-        try:
-            async with asyncio.timeout(STORE_SECONDS):
-                return await step
-        except TimeoutError:
-            raise StoreError(f"no answer from the store in {STORE_SECONDS:g} s") from None
+        return await within(STORE_SECONDS, asyncio.wrap_future(future))
