@@ -547,6 +547,14 @@ def test_after_a_kill_of_its_master_too_a_session_that_goes_on_is_ended(short: P
     assert leftovers(box) == []
 
 
+def test_a_process_of_somebody_else_in_the_folder_is_none_of_ours(short: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=short, env={}) as other:
+        try:
+            assert leftovers(short) == []
+        finally:
+            other.kill()
+
+
 def test_a_second_one_in_the_same_folder_names_the_first(short: Path) -> None:
     first = Sandbox(short / "box", standin=True)
     try:

@@ -156,9 +156,11 @@ def leftovers(folder: Path) -> list[int]:
 def _worked_in(folder: Path, pid: int) -> bool:
     """Whether a process that has lost its memory, and with that its mark, had its place there: it is ending.
 
-    The kernel takes the memory first, files, sockets and locks later, and the place last.
+    The kernel takes the memory first, files, sockets and locks later, and the place last. One that was only started
+    without an environment has its arguments.
     """
-    return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder)
+    ending = not Path(f"/proc/{pid}/cmdline").read_bytes()
+    return ending and Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder)
 
 
 def stop_leftovers(folder: Path, patience: float = 10.0) -> None:
