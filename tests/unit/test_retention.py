@@ -369,6 +369,7 @@ def bulk(url: str, number: int) -> None:
             connection.execute(insert(events), life)
 
 
+@pytest.mark.slow
 def test_of_a_hundred_thousand_rows_some_go_while_others_write(tmp_path: Path) -> None:
     """Deterministic: rows of a transaction, the size of the log. The time is held with much room, for a busy machine."""
     url = f"sqlite:///{tmp_path}/mm4.db"

@@ -188,6 +188,7 @@ def test_migrate_leaves_a_newer_store_alone(store_url: str, call: Call) -> None:
     assert execute(store_url, "SELECT version_num FROM alembic_version") == [("9999",)]
 
 
+@pytest.mark.slow
 def test_two_migrate_at_once(new_url: NewUrl, call: Call, tmp_path: Path) -> None:
     url = new_url()
     if url.startswith("sqlite"):

@@ -114,6 +114,7 @@ def test_pragmas_and_mode_of_the_file(tmp_path: Path) -> None:
             connection.exec_driver_sql("DELETE FROM messages")
 
 
+@pytest.mark.slow
 def test_alembic_is_imported_only_where_there_is_an_older_schema(new_url: NewUrl) -> None:
     new, old = new_url(), new_url()
     migrate(old, REVISIONS[0])

@@ -101,6 +101,7 @@ def test_what_postfix_has_not_shown_to_have_is_looked_at_again_and_again_in_grow
     assert [late.token for late in overdue(store, now)] == [token]
 
 
+@pytest.mark.slow
 def test_ten_thousand_at_once_come_in_batches_and_each_once(store: Store) -> None:
     tokens = [kept(store, transaction(), transaction(SECOND)) for _ in range(10)]
     assert tokens
