@@ -386,6 +386,17 @@ class Mail:
         """Every value of a header."""
         return [v.decode("latin-1") for n, v in headers_of(self.content) if n.lower() == name.lower()]
 
+    @property
+    def submission(self) -> str:
+        """The id under which the gateway first took it, in the lowest Received of a mail that came with none.
+
+        The one on top is the queue id, which need not be the only one: a pickup that is killed between handing on what
+        sendmail(1) has left and removing that hands it on anew when it starts.
+        """
+        lowest = re.search(r"\bid (\w+)", self.all("Received")[-1])
+        assert lowest, self.content[:500]
+        return lowest[1]
+
 
 class NextHop:
     """A peer's or the MMSC's SMTP server, which keeps every mail. `reply_rcpt` and `reply_data` make it refuse."""

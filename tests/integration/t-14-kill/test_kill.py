@@ -43,6 +43,7 @@ VICTIMS: dict[str, Callable[[Sandbox], list[int]]] = {
     "smtpd": lambda gateway: _seasoned(gateway, "smtpd", "connect from"),
     "cleanup": lambda gateway: _seasoned(gateway, "cleanup", "message-id="),
     "qmgr": lambda gateway: _seasoned(gateway, "qmgr", "queue active"),
+    "pickup": lambda gateway: _seasoned(gateway, "pickup", "uid="),
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_kill_9_in_the_middle_of_traffic_loses_nothing_that_was_accepted(link: L
         mta.wait(seconds=PATIENCE)
     # The client was told to come again, or lost the connection; nothing was refused for good.
     assert [failure for failure in mta.failures if failure.code >= 500] == []
-    of_postfix = victim in ("smtpd", "cleanup", "qmgr")
+    of_postfix = victim in ("smtpd", "cleanup", "qmgr", "pickup")
 
     def lost() -> str:
         if of_postfix:

@@ -332,7 +332,7 @@ class Traffic:
         site.quiet()
         delivered, sent = site.mmsc.by_transaction(), site.north.by_transaction()
         assert [name for name in self.outward if name not in sent] == []
-        mails = {name: {queue_id(mail) for mail in delivered.get(name, ())} for name in self.inward}
+        mails = {name: {mail.submission for mail in delivered.get(name, ())} for name in self.inward}
         assert {name: len(ids) for name, ids in mails.items()} == dict.fromkeys(self.inward, 1)
         assert killed or {name: len(delivered[name]) for name in self.inward} == dict.fromkeys(self.inward, 1)
         acks = {name: [mail for mail in sent[name] if mail.header("X-Mms-Request-Status-Code")] for name in self.inward}
@@ -346,18 +346,11 @@ class Traffic:
         assert [row for row in rows if row.state != "duplicate" and mails[row.transaction_id] != {row.queue_id}] == []
         # A RES that was submitted when something failed, and could not be noted, is made twice.
         noted = Counter(row.transaction_id for row in rows)
-        made = {name: len({queue_id(mail) for mail in acks[name]} if killed else acks[name]) for name in self.inward}
+        made = {name: len({mail.submission for mail in acks[name]} if killed else acks[name]) for name in self.inward}
         assert {name: (noted[name], made[name]) for name in self.inward if not 0 <= made[name] - noted[name] <= 1} == {}
         owed = "SELECT token FROM messages WHERE answer_to IS NOT NULL AND answered_at IS NULL AND accepted_at IS NOT NULL"
         assert execute(site.store, owed) == []
         assert [line for gateway in site.gateways for line in gateway.log().splitlines() if "unknown token" in line] == []
-
-
-def queue_id(mail: Mail) -> str:
-    """The gateway's, in the line of its own that stands on top."""
-    found = re.search(r"\bid (\w+)", mail.header("Received") or "")
-    assert found, mail.content[:500]
-    return found[1]
 
 
 def kill(gateway: Sandbox) -> None:
