@@ -547,6 +547,22 @@ def test_after_a_kill_of_its_master_too_a_session_that_goes_on_is_ended(short: P
     assert leftovers(box) == []
 
 
+def test_after_a_kill_a_queue_file_that_is_half_made_is_in_nobodys_way(short: Path) -> None:
+    box = short / "box"
+    first = Sandbox(box, standin=True)
+    first.ready()
+    assert first.stop()[0] == 0
+    # As cleanup names it until it is whole.
+    half = box / "queue" / "incoming" / "21997.15711"
+    half.write_bytes(b"")
+    half.chmod(0o600)
+    shutil.chown(half, "postfix")
+    second = Sandbox(box, standin=True)
+    second.ready()
+    assert second.stop()[0] == 0
+    assert "bogus file name: incoming/21997.15711" in (box / "log").read_text()
+
+
 def test_a_process_of_somebody_else_in_the_folder_is_none_of_ours(short: Path) -> None:
     with subprocess.Popen(["sleep", "60"], cwd=short, env={}) as other:
         try:

@@ -164,17 +164,26 @@ class Sandbox:
         main += [
             "",
             "# --- What a sandbox has of its own",
-            "# One log for Postfix and mm4, in the sandbox's folder.",
-            f"maillog_file = {self.log}",
-            f"maillog_file_prefixes = {self.folder}",
             "# By this its processes are known, where it was killed and nothing else is left of it.",
             f"import_environment = {self.instance.defaults('import_environment')['import_environment']} {MARK}",
         ]
         if self.source and not version4:
             main.append(f"smtp_bind_address6 = {self.source}")
-        maps.replace_file(self.instance.folder / "main.cf", "\n".join(main) + "\n")
+        log = [
+            "# One log for Postfix and mm4, in the sandbox's folder.",
+            f"maillog_file = {self.log}",
+            f"maillog_file_prefixes = {self.folder}",
+        ]
         maps.replace_file(self.instance.folder / "master.cf", "\n".join(maps.master_lines(config, "gateway")) + "\n")
-        self.instance.check()
+        # At first without the log: postsuper has something to say of each queue file that a kill left half made, says it
+        # as user postfix, who cannot write there, and ends.
+        self._write_main(main)
+        for said in self.instance.check():
+            self._note(said)
+        self._write_main(main + log)
+
+    def _write_main(self, lines: Sequence[str]) -> None:
+        maps.replace_file(self.instance.folder / "main.cf", "\n".join(lines) + "\n")
 
     def start(self, signals: Signals) -> None:
         """Start `mm4 serve`, then Postfix, and wait until both take connections; or until a signal comes.
