@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from ..protocol.errors import PostfixError
 
@@ -122,22 +123,35 @@ class Child:
             time.sleep(_POLL)
 
 
+class _Status(NamedTuple):
+    """What `/proc/<pid>/stat` says; the defaults are those of a process that is not there."""
+
+    group: int = 0
+    runs: bool = False
+    """Whether it is no zombie."""
+    ending: bool = False
+    """Whether it gives back what it has."""
+
+
+_PF_EXITING = 0x4
+"""Of the kernel's flags (linux/sched.h)."""
+
+
 def _group_lives(group: int) -> bool:
-    return any(_status(pid)[1:] == (group, True) for pid in _pids())
+    return any(_status(pid)[:2] == (group, True) for pid in _pids())
 
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _status(pid: int) -> tuple[int, int, bool]:
-    """Parent, process group and whether it still runs (is no zombie)."""
+def _status(pid: int) -> _Status:
     try:
         # The command may hold blanks and brackets: what counts comes after the last bracket.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return 0, 0, False
-    return int(fields[1]), int(fields[2]), fields[0] not in "ZX"
+        return _Status()
+    return _Status(int(fields[2]), fields[0] not in "ZX", bool(int(fields[6]) & _PF_EXITING))
 
 
 def leftovers(folder: Path) -> list[int]:
@@ -147,20 +161,16 @@ def leftovers(folder: Path) -> list[int]:
     for pid in _pids():
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes()
-            ours = mark in environment.split(b"\0") or (not environment and _worked_in(folder, pid))
-            if pid != os.getpid() and ours and _status(pid)[2]:
+            status = _status(pid)  # after it: a process that is only about to run another program has none either
+            # The kernel takes memory and mark first, files, sockets and locks later, and the place last.
+            ours = mark in environment.split(b"\0") or (status.ending and not environment and _worked_in(folder, pid))
+            if pid != os.getpid() and ours and status.runs:
                 found.append(pid)
     return found
 
 
 def _worked_in(folder: Path, pid: int) -> bool:
-    """Whether a process that has lost its memory, and with that its mark, had its place there: it is ending.
-
-    The kernel takes the memory first, files, sockets and locks later, and the place last. One that was only started
-    without an environment has its arguments.
-    """
-    ending = not Path(f"/proc/{pid}/cmdline").read_bytes()
-    return ending and Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder)
+    return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder)
 
 
 def stop_leftovers(folder: Path, patience: float = 10.0) -> None:

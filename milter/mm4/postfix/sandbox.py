@@ -175,8 +175,8 @@ class Sandbox:
             f"maillog_file_prefixes = {self.folder}",
         ]
         maps.replace_file(self.instance.folder / "master.cf", "\n".join(maps.master_lines(config, "gateway")) + "\n")
-        # At first without the log: postsuper has something to say of each queue file that a kill left half made, says it
-        # as user postfix, who cannot write there, and ends.
+        # At first without the log: postsuper names a queue file that a kill left half made, does so as user postfix,
+        # who cannot write there, and ends.
         self._write_main(main)
         for said in self.instance.check():
             self._note(said)
