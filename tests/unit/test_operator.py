@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,14 +27,15 @@ from fake import CONFIG
 from mm4.cli.main import main
 from mm4.gateway.configfile import parse_config
 from mm4.postfix import maps, pausing, settings
-from mm4.postfix.checks import _held, _lost
 from mm4.postfix.handled import handled, unknown
 from mm4.postfix.mailqueue import queued
 from mm4.postfix.paused import note, paused_peers, strike
+from mm4.postfix.stored import _held, _lost, _outdated
 from mm4.protocol.errors import PostfixError
 from mm4.protocol.transaction import Answer, Direction, Message, State, Transaction
 from mm4.store import Store, upkeep
 from mm4.store.listing import PAGE, Wanted
+from mm4.store.retention import LOOK
 from recorder import Done, called
 
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -791,6 +793,20 @@ def test_a_res_that_came_back_is_named_for_a_day_or_until_it_is_sent_again(store
             "EXPLAIN QUERY PLAN SELECT token FROM events WHERE what = 'answer bounced' AND at > '2026' ORDER BY at DESC"
         )
         assert "ix_events_answer_bounced" in str(plan.all())
+
+
+def test_messages_that_should_have_gone_a_day_ago_are_told_of(store: Store) -> None:
+    week = timedelta(days=7)
+    # Older ones stay: their RES is owed. They are more than one look finds.
+    owed = [Message(f"{n:032x}", Direction.IN, "north", "MM4_forward.REQ", "4X", "gw", T0, (), answer=ANSWER) for n in range(10, LOOK + 11)]
+    wait([store.record(message) for message in owed], 30)
+    assert list(_outdated(store, T0 + week + timedelta(hours=25), week)) == []
+    store.accepted(kept(store, 1), T0).result(10)
+    assert list(_outdated(store, T0 + week + timedelta(hours=23), week)) == []
+    (finding,) = _outdated(store, T0 + week + timedelta(hours=25), week)
+    assert (finding.ok, finding.warning) == (False, True)
+    assert finding.text.startswith("messages of 2026-11-22 are still there, and none has to be from before 2026-11-23: ")
+    assert "docs/scale.md" in (finding.fix or "")
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..gateway.answers import written_fields
 from ..gateway.config import Config
@@ -24,29 +22,19 @@ from ..gateway.routes import EnumRoute, Http, HttpRoute, ReachRoute
 from ..gateway.routing import Router
 from ..lookup.mx import reachable
 from ..protocol.dialect import Dialect, is_file
-from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError, StoreError
-from ..protocol.transaction import Direction
-from ..store.store import Store
+from ..protocol.errors import ConfigError, LookupUnavailable, PostfixError
 from . import maps
 from .finding import Finding
-from .handled import TOLD_FOR, handled, unknown
 from .instance import Instance
 from .lookups import RouteLookups, check_files
-from .mailqueue import tokens_of
 from .passwords import passwords
 from .paused import paused_peers
 from .probes import listeners
+from .stored import stored
 from .update import files
 
 __all__ = ["Finding", "check", "hazards", "options"]
 
-_OWED_MINUTES = 15
-_MOST_OWED = 10_000
-"""Owed acks that are looked at, the oldest."""
-_NAMED = 5
-"""Of them that are named."""
-_LOST_FOR = timedelta(days=1)
-"""How long a RES that came back is told of."""
 _IDENTITY = ("smtpd_tls_", "smtpd_sasl_", "smtpd_sender_restrictions", "smtpd_delay_reject",
              "smtpd_relay_restrictions")  # fmt: skip
 
@@ -70,7 +58,7 @@ _SENDMAIL_HAZARDS = {
 
 def check(config: Config) -> list[Finding]:
     """Everything that can be looked at from here, in the order in which a message meets it."""
-    return [*_peers(config), *_routes(config), *_store(config), *_sockets(config), *_postfix(config)]
+    return [*_peers(config), *_routes(config), *stored(config), *_sockets(config), *_postfix(config)]
 
 
 def _peers(config: Config) -> Iterator[Finding]:
@@ -157,93 +145,6 @@ def _there(name: str, text: str, ask: Callable[[], None]) -> Finding:
     except LookupUnavailable as error:
         return Finding(name, False, str(error), "until it answers, numbers that come to this row get 451", warning=True)
     return Finding(name, True, text)
-
-
-def _store(config: Config) -> Iterator[Finding]:
-    try:
-        with Store.open(config.store, migrate=False) as store:
-            store.ping()
-            yield Finding("store", True, "readable and writable")
-            now = datetime.now(UTC)
-            yield from _owed(config, store.owed_rows(now - timedelta(minutes=_OWED_MINUTES), _MOST_OWED))
-            yield from _held(config, store, now)
-            yield from _lost(store.lost_rows(now - _LOST_FOR, _MOST_OWED))
-            yield from handled(store.notes(now - TOLD_FOR))
-            yield from unknown(config, store)
-    except StoreError as error:
-        yield Finding("store", False, str(error), "mm4 store migrate, or start mm4 serve once: either makes the store")
-
-
-def _owed(config: Config, owed: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Acks that are due for long: waiting in Postfix's queue is normal trouble, gone from it is an alarm.
-
-    `owed` are the rows of `store.listing.owed_rows`.
-    """
-    if not owed:
-        yield Finding("acks", True, f"none is due for more than {_OWED_MINUTES} minutes")
-        return
-    domains = [local.domain for local in config.local]
-    queued: set[str] = set()
-    try:
-        for entry in Instance(config.folders.postfix).queue():
-            # By token too: `postsuper -r` gives a message another queue id.
-            queued |= {entry["queue_id"], *tokens_of(entry, domains)}
-    except PostfixError as error:
-        yield Finding("acks", False, f"{len(owed)} are due, and the queue cannot be read: {error}", "start Postfix")
-        return
-    gone = [row for row in owed if not {row["queue_id"], row["token"]} & queued]
-    if waiting := len(owed) - len(gone):
-        yield Finding(
-            "acks", False, f"{waiting} wait in Postfix's queue for more than {_OWED_MINUTES} minutes",
-            f"see mm4 queue; postqueue -s {RESPONDER_DOMAIN} tries them now",
-        )  # fmt: skip
-    if gone:
-        named = ", ".join(f"{row['token']} (queue id {row['queue_id']}, from {row['peer']})" for row in gone[:_NAMED])
-        more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
-        yield Finding(
-            "acks", False, f"{len(gone)} messages asked for an ack and left the queue without one: Postfix refused "
-            f"them at last, or somebody deleted them: {named}{more}",
-            "look for the queue id in Postfix's log: delivered, then mm4 transactions answer TOKEN sends the RES; "
-            "refused, then the peer still has it, and mm4 transactions forget --force TOKEN ends it", warning=True,
-        )  # fmt: skip
-
-
-def _held(config: Config, store: Store, now: datetime) -> Iterator[Finding]:
-    """RES that wait for the word of an MMSC or a peer for longer than the peer of the message may take."""
-    allowed = {name: timedelta(seconds=peer.ack.timeout) for name, peer in config.peers.items()}
-    shortest = min(allowed.values(), default=timedelta())
-    rows = store.held_rows(now - shortest, _MOST_OWED)
-    late = [row for row in rows if now - row["recorded_at"] > allowed.get(row["peer"], shortest)]
-    sides = (
-        (Direction.IN, "the MMSC has not said what becomes of them", "see why the MMSC sends no RES: its log, and that "
-         "it sends them here; answers: gateway in the peer's entry lets the gateway answer the next ones"),
-        (Direction.OUT, "the peer has not answered", "see mm4 queue and the peer; ack.retry sends again, and "
-         "on_bounce: res in local tells the MMSC at the end"),
-    )  # fmt: skip
-    for direction, who, cure in sides:
-        of_side = [row for row in late if row["direction"] == direction]
-        if of_side:
-            first = of_side[0]
-            yield Finding(
-                "answers", False, f"{len(of_side)} RES wait for longer than ack.timeout, {who}; the oldest since "
-                f"{first['recorded_at']:%Y-%m-%d %H:%M} UTC, peer {first['peer']}, token {first['token']}",
-                f"{cure}; mm4 transactions show TOKEN tells what is known of one", warning=True,
-            )  # fmt: skip
-
-
-def _lost(lost: list[dict[str, Any]]) -> Iterator[Finding]:
-    """RES that came back: the peer has delivered its message to us and does not know it. The rows of `lost_rows`."""
-    if lost:
-        first = lost[0]
-        peers = ", ".join(sorted({row["peer"] for row in lost}))
-        named = ", ".join(dict.fromkeys(row["token"] for row in lost[:_NAMED]))
-        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-        yield Finding(
-            "acks", False, f"{len(lost)} RES did not arrive within the last day, peer {peers}: {named}{more}; the "
-            f"newest came back {first['at']:%Y-%m-%d %H:%M} UTC, {first['detail']}",
-            "see that the peer takes mail at its next_hop; mm4 transactions answer TOKEN then sends the RES again",
-            warning=True,
-        )  # fmt: skip
 
 
 def _sockets(config: Config) -> Iterator[Finding]:
