@@ -105,8 +105,8 @@ def charged(store: Store, number: int) -> list[str]:
     tokens = [secrets.token_hex(16) for _ in range(number)]
     for token in tokens:
         one = Transaction(token, token, "+491511000001", "+447700900101")
-        store.record(Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", T0, (one,))).result(5)
-        store.accepted(token, T0).result(5)
+        store.record(Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", T0, (one,))).result(30)
+        store.accepted(token, T0).result(30)
     return tokens
 
 
@@ -168,7 +168,7 @@ class Steps:
                 raise Crash
             result = real(*arguments, **named)
             if isinstance(result, Future):
-                result.result(5)
+                result.result(30)
             self.between()
             if here:
                 raise Crash
@@ -312,7 +312,7 @@ def killed(tmp_path: Path, folder: Folder, lines: int, pause: float, host: str) 
     time.sleep(pause)
     os.kill(child.pid, signal.SIGKILL)
     tokens += [line.strip() for line in child.stdout.read().splitlines() if len(line.strip()) == 32]
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
     child.stdout.close()
     return tokens
 

@@ -60,19 +60,19 @@ def mail(direction: Direction, kind: str, *recipients: str, ack: bool = True, pe
 
 def taken(store: Store, message: Message, seconds: int = 1) -> Message:
     """Postfix has it, and the responder did what was due."""
-    store.record(message).result(5)
+    store.record(message).result(30)
     at = T0 + timedelta(seconds=seconds)
     if message.answer is None:
-        store.accepted(message.token, at).result(5)
+        store.accepted(message.token, at).result(30)
     else:
-        store.answered(message.token, at, "4R").result(5)
+        store.answered(message.token, at, "4R").result(30)
     return message
 
 
 def res(store: Store, message: Message, status: str = "Ok", seconds: int = 5, peer: str = "north") -> int:
     one, kind = message.transactions[0], message.type.replace("REQ", "RES")
     at = T0 + timedelta(seconds=seconds)
-    return store.receive_answer(peer, kind, one.transaction_id, one.message_id, status, None, at, "4S", "mx1").result(5)
+    return store.receive_answer(peer, kind, one.transaction_id, one.message_id, status, None, at, "4S", "mx1").result(30)
 
 
 def made(store: Store) -> list[str]:
@@ -95,13 +95,13 @@ def test_each_record_is_made_by_its_event(
     store: Store, direction: Direction, kind: str, answered: bool, types: list[str]
 ) -> None:
     message = mail(direction, kind)
-    store.record(message).result(5)
+    store.record(message).result(30)
     assert made(store) == []  # Postfix may refuse it yet
     taken_at = T0 + timedelta(seconds=1)
     if message.answer:
-        store.answered(message.token, taken_at, "4R").result(5)
+        store.answered(message.token, taken_at, "4R").result(30)
     else:
-        store.accepted(message.token, taken_at).result(5)
+        store.accepted(message.token, taken_at).result(30)
     assert made(store) == types[:1]
     if answered:
         assert res(store, message) == 1
@@ -145,8 +145,8 @@ def test_what_comes_twice_is_charged_once(store: Store) -> None:
     came, sent = taken(store, mail(IN, FORWARD)), taken(store, mail(OUT, FORWARD))
     res(store, sent, "Error-service-denied")
     for seconds in (6, 7):
-        store.answered(came.token, T0 + timedelta(seconds=seconds), "4R").result(5)
-        store.accepted(sent.token, T0 + timedelta(seconds=seconds)).result(5)
+        store.answered(came.token, T0 + timedelta(seconds=seconds), "4R").result(30)
+        store.accepted(sent.token, T0 + timedelta(seconds=seconds)).result(30)
         res(store, sent, "Ok", seconds)
     found = list(store.charges.search())
     assert [record.record_type for record in found] == ["MMR4F", "MMO4FRq", "MMO4FRs"]
@@ -177,7 +177,7 @@ def test_an_error_that_may_pass_is_charged_only_when_nothing_better_came(store: 
 
 def test_without_a_retry_an_error_that_may_pass_is_charged_when_its_time_is_over(store: Store) -> None:
     res(store, waiting(store), PASSING)
-    store.overdue(DUE, 100, {}).result(5)
+    store.overdue(DUE, 100, {}).result(30)
     assert answered(store) == [PASSING]
     (record,) = store.charges.search(type_="MMO4FRs")
     assert record.record_time == T0 + timedelta(seconds=5)
@@ -186,13 +186,13 @@ def test_without_a_retry_an_error_that_may_pass_is_charged_when_its_time_is_over
 def test_an_error_that_lasts_is_charged_when_the_message_has_failed(store: Store) -> None:
     sent, retries = waiting(store), {"north": Retry(600, 1)}
     res(store, sent, PASSING)
-    store.overdue(DUE, 100, retries).result(5)
-    (late,) = store.claim(DUE, 8, retries, "mx1").result(5)[0]
+    store.overdue(DUE, 100, retries).result(30)
+    (late,) = store.claim(DUE, 8, retries, "mx1").result(30)[0]
     again = DUE + timedelta(minutes=20)
-    store.sent_again(late, DUE, "4B", again).result(5)
+    store.sent_again(late, DUE, "4B", again).result(30)
     assert answered(store) == []
-    store.overdue(again, 100, retries).result(5)
-    (failed,) = store.claim(again, 8, retries, "mx1").result(5)[0]
+    store.overdue(again, 100, retries).result(30)
+    (failed,) = store.claim(again, 8, retries, "mx1").result(30)[0]
     assert failed.state is State.FAILED
     assert answered(store) == [PASSING]
     res(store, sent, "Ok", 3600)
@@ -204,21 +204,21 @@ def test_an_error_that_may_pass_is_charged_whatever_ends_the_wait(store: Store, 
     sent, retries = waiting(store), {"north": Retry(600, 1)}
     res(store, sent, PASSING)
     if end == "bounce":
-        store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(5)
+        store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(30)
     else:
-        store.overdue(DUE, 100, retries).result(5)
+        store.overdue(DUE, 100, retries).result(30)
         assert answered(store) == []
-        claimed = store.claim(DUE, 8, retries if end == "no copy" else {}, "mx1").result(5)[0]
+        claimed = store.claim(DUE, 8, retries if end == "no copy" else {}, "mx1").result(30)[0]
         for late in claimed:
-            store.not_sent(late, DUE, "no copy was kept", None).result(5)
+            store.not_sent(late, DUE, "no copy was kept", None).result(30)
     assert answered(store) == [PASSING]
 
 
 def test_what_was_never_answered_is_not_charged_as_answered(store: Store) -> None:
     sent = waiting(store)
-    store.overdue(DUE, 100, {"north": Retry(600, 1)}).result(5)
-    store.claim(DUE, 8, {}, "mx1").result(5)
-    store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(5)
+    store.overdue(DUE, 100, {"north": Retry(600, 1)}).result(30)
+    store.claim(DUE, 8, {}, "mx1").result(30)
+    store.bounced(sent.token, None, "5.1.1", "no", DUE, None).result(30)
     assert answered(store) == []
 
 
@@ -231,18 +231,18 @@ def test_what_we_tell_our_mmsc_ourselves_is_no_report_of_a_peer(store: Store, ki
 
 def test_a_message_that_is_accepted_before_it_is_answered_is_charged_once(store: Store) -> None:
     message = mail(IN, FORWARD)
-    store.record(message).result(5)
-    store.accepted(message.token, T0 + timedelta(seconds=1)).result(5)
-    store.answered(message.token, T0 + timedelta(seconds=2), "4R").result(5)
+    store.record(message).result(30)
+    store.accepted(message.token, T0 + timedelta(seconds=1)).result(30)
+    store.answered(message.token, T0 + timedelta(seconds=2), "4R").result(30)
     assert made(store) == ["MMR4F"]
 
 
 def test_a_res_that_is_quicker_than_the_responder_is_charged(store: Store) -> None:
     message = mail(OUT, FORWARD)
-    store.record(message).result(5)
+    store.record(message).result(30)
     res(store, message)
     assert made(store) == ["MMO4FRs"]
-    store.accepted(message.token, T0 + timedelta(seconds=6)).result(5)
+    store.accepted(message.token, T0 + timedelta(seconds=6)).result(30)
     assert made(store) == ["MMO4FRs", "MMO4FRq"]
 
 
@@ -298,7 +298,7 @@ def test_records_that_are_not_wanted_are_not_made(store_url: str) -> None:
     # Switched on later, they are made of what happens from then on.
     with Store.open(store_url, charging=True) as on:
         if message.answer is None:
-            on.accepted(message.token, T0 + timedelta(minutes=1)).result(5)
+            on.accepted(message.token, T0 + timedelta(minutes=1)).result(30)
         assert made(on) == []
         taken(on, mail(OUT, FORWARD))
         assert made(on) == ["MMO4FRq"]
@@ -309,24 +309,24 @@ def test_a_transition_whose_record_fails_does_not_happen(store: Store, monkeypat
         raise KeyError("a fault of ours")
 
     message = mail(OUT, FORWARD)
-    store.record(message).result(5)
+    store.record(message).result(30)
     with monkeypatch.context() as broken:
         broken.setattr(store_module, "charge_accepted", fail)
         with pytest.raises(StoreError, match="a fault of ours"):
-            store.accepted(message.token, T0).result(5)
+            store.accepted(message.token, T0).result(30)
     kept = store.message(message.token)
     assert kept is not None
     assert kept.accepted_at is None
-    store.accepted(message.token, T0).result(5)
+    store.accepted(message.token, T0).result(30)
     assert made(store) == ["MMO4FRq"]
 
 
 def test_a_record_outlives_its_transaction_and_no_number_comes_twice(store: Store) -> None:
     sent = taken(store, mail(OUT, FORWARD))
-    store.forget(sent.token, force=True).result(5)
+    store.forget(sent.token, force=True).result(30)
     assert made(store) == ["MMO4FRq"]
     assert store._writer is not None
-    store._writer.submit(lambda connection: connection.execute(delete(charges))).result(5)
+    store._writer.submit(lambda connection: connection.execute(delete(charges))).result(30)
     taken(store, mail(OUT, FORWARD))
     assert [record.sequence_number for record in store.charges.search()] == [2]
 

@@ -404,7 +404,7 @@ def test_explain_of_a_report_looks_the_message_up_where_it_is_told(mm4: Mm4, con
     moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
     with Store.open(f"sqlite:///{store}") as opened:
         message = Message("0" * 32, Direction.OUT, "north", "MM4_forward.REQ", "4XyZ1", "gw", moment, (sent,))
-        opened.record(message).result(10)
+        opened.record(message).result(30)
     before = store.read_bytes()
     known = explained(mm4, config, "--store", str(store), file=report)
     assert (known.code, known.json["responses"][0]["status"]) == (0, "Ok")
@@ -424,7 +424,7 @@ def test_explain_shows_where_a_report_really_goes(mm4: Mm4, config: str, tmp_pat
     moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
     with Store.open(f"sqlite:///{tmp_path}/mm4.db") as opened:
         message = Message("0" * 32, Direction.IN, "north", "MM4_forward.REQ", "4XyZ1", "gw", moment, (came,))
-        opened.record(message).result(10)
+        opened.record(message).result(30)
     done = mm4(
         "explain", report, "--json", "--config", config, "--client", "127.0.0.1", "--mail-from",
         "system-user@mms.gw.example", "--rcpt", "+447700900201@mms.gw.example", "--store", f"{tmp_path}/mm4.db",
@@ -444,7 +444,7 @@ def stored(config: str) -> str:
     moment = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
     message = Message("0" * 32, Direction.IN, "north", "MM4_forward.REQ", "4XyZ1", "gw", moment, (transaction,))
     with Store.open(f"sqlite:///{Path(config).parent}/mm4.db") as store:
-        store.record(message).result(10)
+        store.record(message).result(30)
     return config
 
 

@@ -44,13 +44,13 @@ def copy(*recipients: str, at: datetime = T0, **values: Any) -> Message:
 
 
 def kept(store: Store, message: Message, window: timedelta | None = 15 * DAY) -> Recording:
-    return store.record(message, window).result(5)
+    return store.record(message, window).result(30)
 
 
 def decided(store: Store, message: Message) -> Message:
     """The message, and Postfix has shown that it has it."""
     assert kept(store, message) == Recording()
-    store.accepted(message.token, message.recorded_at + timedelta(milliseconds=50)).result(5)
+    store.accepted(message.token, message.recorded_at + timedelta(milliseconds=50)).result(30)
     return message
 
 
@@ -112,7 +112,7 @@ def test_what_stays_undecided_was_refused_by_postfix(store: Store) -> None:
     again = copy(at=T0 + timedelta(seconds=61))
     assert kept(store, again) == Recording()
     assert states(store, again) == ["recorded"]
-    store.accepted(again.token, T0 + timedelta(seconds=62)).result(5)
+    store.accepted(again.token, T0 + timedelta(seconds=62)).result(30)
     assert kept(store, copy(at=T0 + timedelta(seconds=70))).repeated == (FIRST,)
 
 
@@ -129,7 +129,7 @@ def test_the_same_ids_with_other_content_are_a_conflict_and_delivered(store: Sto
     other = copy(at=T0 + DAY, digest="e")
     assert kept(store, other) == Recording(conflict=first.token)
     assert states(store, other) == ["recorded"]
-    store.accepted(other.token, T0 + DAY).result(5)
+    store.accepted(other.token, T0 + DAY).result(30)
     assert kept(store, copy(at=T0 + 2 * DAY, digest="e")).repeated == (FIRST,), "each has its own copies"
 
 
@@ -148,14 +148,14 @@ def test_what_was_refused_is_judged_again(store: Store) -> None:
 
 def test_what_bounced_without_a_res_is_delivered_again(store: Store) -> None:
     first = decided(store, copy(answer=None))
-    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(5)
+    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(30)
     assert kept(store, copy(at=T0 + DAY)) == Recording()
 
 
 def test_what_bounced_after_its_ok_is_a_duplicate(store: Store) -> None:
     first = decided(store, copy())
-    store.answered(first.token, T0, "4R").result(5)
-    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(5)
+    store.answered(first.token, T0, "4R").result(30)
+    store.bounced(first.token, FIRST, "5.1.1", "no such", T0, None).result(30)
     assert kept(store, copy(at=T0 + DAY)).repeated == (FIRST,)
 
 
@@ -166,9 +166,9 @@ def test_what_an_mmsc_answered_with_an_error_goes_to_it_again(store: Store, stat
         secrets.token_hex(16), Direction.OUT, "north", "MM4_forward.RES", "4R", "gw", T0 + timedelta(seconds=5), (),
         answer=replace(RES, status=status), source="local", copy_of=first.token,
     )  # fmt: skip
-    store.record(said).result(5)
+    store.record(said).result(30)
     assert store.held("t-1", "m-1", None)[0].token == first.token, "until the RES is out"
-    store.answered(said.token, T0 + timedelta(seconds=6), "4S").result(5)
+    store.answered(said.token, T0 + timedelta(seconds=6), "4S").result(30)
     assert store.held("t-1", "m-1", None) == ()
     assert states(store, first) == ["answered"]
     found = kept(store, copy(at=T0 + DAY))
@@ -185,12 +185,12 @@ def test_of_two_res_of_an_mmsc_one_goes_out(store: Store) -> None:
             answer=RES, source="local", copy_of=first.token,
         )  # fmt: skip
 
-    assert not store.record(said(5)).result(5).pending
-    assert store.record(said(6)).result(5).pending
+    assert not store.record(said(5)).result(30).pending
+    assert store.record(said(6)).result(30).pending
     last = said(70)
-    assert not store.record(last).result(5).pending, "Postfix refused the first"
-    store.answered(last.token, T0 + timedelta(seconds=71), None).result(5)
-    assert store.record(said(200)).result(5).pending
+    assert not store.record(last).result(30).pending, "Postfix refused the first"
+    store.answered(last.token, T0 + timedelta(seconds=71), None).result(30)
+    assert store.record(said(200)).result(30).pending
 
 
 def test_a_clock_that_was_set_back_does_not_shut_a_message_out(store: Store) -> None:
@@ -212,7 +212,7 @@ def test_of_copies_that_race_one_is_the_first(store: Store, store_url: str, proc
     other = Store.open(store_url) if processes == 2 else store
     with ThreadPoolExecutor(8) as pool:
         stores = [store, other] * 20
-        found = list(pool.map(lambda s: s.record(copy(), DAY).result(10), stores))
+        found = list(pool.map(lambda s: s.record(copy(), DAY).result(30), stores))
     assert sorted(f.pending for f in found) == [False] + [True] * 39
     if other is not store:
         other.close()
@@ -292,9 +292,9 @@ def test_what_could_not_be_kept_in_time_is_withdrawn(store: Store) -> None:
     assert late.withdrawn == [seen.gateway.runtime.new_token()]
     message = copy()
     kept(store, message)
-    store.withdraw(message.token).result(5)
+    store.withdraw(message.token).result(30)
     assert store.message(message.token) is None
     assert kept(store, copy(at=T0 + timedelta(seconds=1))) == Recording()
     stays = decided(store, copy(ids=("t-9", "m-9")))
-    store.withdraw(stays.token).result(5)
+    store.withdraw(stays.token).result(30)
     assert store.message(stays.token) is not None, "Postfix has it"

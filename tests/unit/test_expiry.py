@@ -58,7 +58,7 @@ def kept(store: Store, queue_id: str, expires_at: datetime | None = T0 + timedel
     transaction = Transaction("t-1", "m-1", "+491511000001", NUMBER, **{"state": State.WAITING, "due_at": T0, **values})
     store.record(
         Message(token, Direction.OUT, "north", "MM4_forward.REQ", queue_id, host, T0, (transaction,), expires_at=expires_at)
-    ).result(5)
+    ).result(30)
     return token
 
 
@@ -132,7 +132,7 @@ def test_a_copy_that_was_sent_again_is_found_by_its_own_queue_id(store: Store) -
     message = store.message(token)
     assert message is not None
     row = Late(1, token, "north", "MM4_forward.REQ", "t-1", "m-1", NUMBER, 1, State.OVERDUE, "attempt 1 of 1")
-    store.sent_again(row, T0 + timedelta(minutes=30), "4COPY", NOW).result(5)
+    store.sent_again(row, T0 + timedelta(minutes=30), "4COPY", NOW).result(30)
     queue = Queue(entry("4COPY", at=T0 + timedelta(minutes=30)))
     assert run(queue, store) == [("4COPY", Fate.EXPIRED)]
 

@@ -124,7 +124,7 @@ def kept(store: Store, number: int = 1, **values: Any) -> str:
         "token": token, "direction": Direction.IN, "peer": "north", "type": "MM4_forward.REQ", "queue_id": f"4X{number}",
         "host": "gw", "recorded_at": T0 + timedelta(minutes=number), "transactions": mine,
     }  # fmt: skip
-    store.record(Message(**{**standard, **values})).result(10)
+    store.record(Message(**{**standard, **values})).result(30)
     return token
 
 
@@ -142,7 +142,7 @@ def varied(store: Store) -> Store:
     kept(store, 2, peer="tyntec", transactions=(transaction(2, recipient="+491511000002"),))
     kept(store, 3, direction=Direction.OUT, transactions=(transaction(3, originator=OURS, recipient=OTHER, ack_requested=True),))
     kept(store, 4, type="MM4_delivery_report.REQ", transactions=(transaction(4, originator="+491511000002"),))
-    store.accepted(f"{3:032x}", T0).result(10)
+    store.accepted(f"{3:032x}", T0).result(30)
     return store
 
 
@@ -291,8 +291,8 @@ def test_what_a_peer_wrote_steers_no_terminal(mm4: Mm4, store: Store) -> None:
 @pytest.mark.parametrize("identifier", ["1", "t-1", '"m-1"', "4X1", "4Y1", f"{1:032x}"])
 def test_show_tells_everything_by_any_id(mm4: Mm4, store: Store, identifier: str) -> None:
     token = kept(store, 1, answer=ANSWER, size=1234, digest="d")
-    store.answered(token, T0 + timedelta(hours=1), "4Y1").result(10)
-    store.event(token, T0, "noted", None, "by somebody").result(10)
+    store.answered(token, T0 + timedelta(hours=1), "4Y1").result(30)
+    store.event(token, T0, "noted", None, "by somebody").result(30)
     (row,) = lines(mm4("transactions", "show", "--json", identifier))
     assert (row["id"], row["token"], row["state"], row["status"]) == (1, token, "answered", "Ok")
     assert (row["size"], row["digest"], row["answer_to"], row["answer_text"]) == (1234, "d", ANSWER.rcpt_to, "X-A: b\r\n\r\n")
@@ -325,7 +325,7 @@ def test_trace_by_number_shows_the_newest_first(mm4: Mm4, varied: Store) -> None
 
 
 def test_trace_by_the_queue_id_of_an_answer(mm4: Mm4, store: Store) -> None:
-    store.answered(kept(store, 1, answer=ANSWER), T0, "4RES").result(10)
+    store.answered(kept(store, 1, answer=ANSWER), T0, "4RES").result(30)
     kept(store, 2)
     assert mm4("trace", "--json", "4RES").json["message_id"] == "m-1"
 
@@ -409,8 +409,8 @@ def test_what_cannot_be_sent_again_is_1_with_the_reason(
 
 def test_forget_asks_and_removes_the_message_with_everything(mm4: Mm4, config: str, store: Store) -> None:
     token, other = kept(store, 1), kept(store, 2)
-    store.bounced(token, OURS, "5.1.1", "x", T0, None).result(10)
-    store.event(token, T0, "noted").result(10)
+    store.bounced(token, OURS, "5.1.1", "x", T0, None).result(30)
+    store.event(token, T0, "noted").result(30)
     path = copied(config, token)
     asked = mm4("transactions", "forget", "m-1", stdin=b"n\n")
     assert (asked.code, "Forget this message?" in asked.err) == (1, True)
@@ -468,7 +468,7 @@ def test_where_no_res_was_recorded_none_is_sent(mm4: Mm4, store: Store, identifi
 def test_an_answer_by_hand_says_what_it_acknowledges(mm4: Mm4, store: Store, accepted: bool, why: str) -> None:
     token = kept(store, 1, answer=ANSWER)
     if accepted:
-        store.accepted(token, T0).result(10)
+        store.accepted(token, T0).result(30)
     done = mm4("transactions", "answer", "m-1", stdin=b"n\n")
     assert (done.code, done.out) == (1, "")
     assert why in done.err
@@ -552,7 +552,7 @@ def test_the_queue_has_peer_and_transaction_beside_every_address(mm4: Mm4, store
         store, 2, direction=Direction.OUT,
         transactions=(transaction(2, recipient=THEIRS, state=State.WAITING), transaction(2, recipient=OTHER, transaction_id="t-2b")),
     )  # fmt: skip
-    store.answered(kept(store, 3, answer=ANSWER), T0, "4RES").result(10)
+    store.answered(kept(store, 3, answer=ANSWER), T0, "4RES").result(30)
     via = "/TYPE=PLMN@mms.north.example.via-north.mm4.invalid"
     postfix.queue([
         mail("4X1", f"{OURS}@mmsc.gw.example", f"{token}@responder.mm4.invalid"),
@@ -756,7 +756,7 @@ def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed
     kept(store, 2, **HELD)
     kept(store, 3, direction=Direction.OUT, **HELD)
     kept(store, 4, **HELD)
-    store.answered(f"{4:032x}", T0, "4R").result(10)
+    store.answered(f"{4:032x}", T0, "4R").result(30)
     kept(store, 5, answer=ANSWER)
     # ack.timeout is 10 minutes.
     assert list(_held(parsed, store, T0 + timedelta(minutes=11))) == []
@@ -773,9 +773,9 @@ def test_a_res_that_waits_for_another_is_seen_in_check_and_stats_and_is_not_owed
 def test_a_res_that_came_back_is_named_for_a_day_or_until_it_is_sent_again(store: Store) -> None:
     tokens = [kept(store, n, answer=ANSWER) for n in range(1, 8)]
     for n, token in enumerate(tokens):
-        store.answered(token, T0, f"4R{n}").result(10)
-        store.event(token, T0 + timedelta(minutes=n), "answer bounced", f"4B{n}", "MM4_forward.RES to x 4.4.1 away").result(10)
-    store.event(f"{99:032x}", T0, "answer bounced").result(10)
+        store.answered(token, T0, f"4R{n}").result(30)
+        store.event(token, T0 + timedelta(minutes=n), "answer bounced", f"4B{n}", "MM4_forward.RES to x 4.4.1 away").result(30)
+    store.event(f"{99:032x}", T0, "answer bounced").result(30)
     assert list(_lost(store.lost_rows(T0 + timedelta(minutes=7), 100))) == []
     (finding,) = _lost(store.lost_rows(T0 - timedelta(minutes=1), 100))
     assert (finding.ok, finding.warning) == (False, True)
@@ -784,9 +784,9 @@ def test_a_res_that_came_back_is_named_for_a_day_or_until_it_is_sent_again(store
         f"7 RES did not arrive within the last day, peer north: {named} and 2 more; the newest came back "
         "2026-11-22 10:06 UTC, MM4_forward.RES to x 4.4.1 away"
     )
-    store.event(tokens[6], T0 + timedelta(minutes=8), "MM4_forward.RES Ok sent by hand").result(10)
+    store.event(tokens[6], T0 + timedelta(minutes=8), "MM4_forward.RES Ok sent by hand").result(30)
     assert [row["token"] for row in store.lost_rows(T0 + timedelta(minutes=4), 100)] == [tokens[5]]
-    store.event(tokens[6], T0 + timedelta(minutes=9), "answer bounced").result(10)
+    store.event(tokens[6], T0 + timedelta(minutes=9), "answer bounced").result(30)
     assert [row["token"] for row in store.lost_rows(T0 + timedelta(minutes=4), 100)] == [tokens[6], tokens[5]]
     with store._readers.connect() as connection:
         plan = connection.exec_driver_sql(
@@ -801,7 +801,7 @@ def test_messages_that_should_have_gone_a_day_ago_are_told_of(store: Store) -> N
     owed = [Message(f"{n:032x}", Direction.IN, "north", "MM4_forward.REQ", "4X", "gw", T0, (), answer=ANSWER) for n in range(10, LOOK + 11)]
     wait([store.record(message) for message in owed], 30)
     assert list(_outdated(store, T0 + week + timedelta(hours=25), week)) == []
-    store.accepted(kept(store, 1), T0).result(10)
+    store.accepted(kept(store, 1), T0).result(30)
     assert list(_outdated(store, T0 + week + timedelta(hours=23), week)) == []
     (finding,) = _outdated(store, T0 + week + timedelta(hours=25), week)
     assert (finding.ok, finding.warning) == (False, True)
@@ -813,11 +813,11 @@ def test_messages_that_should_have_gone_a_day_ago_are_told_of(store: Store) -> N
 def passing(store: Store) -> str:
     """A REQ that the MMSC has answered, whose RES on its way to the peer was lost; gives the token of that RES."""
     first = kept(store, 1, **HELD)
-    store.accepted(first, T0).result(10)
+    store.accepted(first, T0).result(30)
     token = f"{2:032x}"
     store.record(
         Message(token, Direction.IN, "local", "MM4_forward.RES", "4X2", "gw", T0, (), answer=ANSWER, copy_of=first)
-    ).result(10)
+    ).result(30)
     return token
 
 
@@ -856,7 +856,7 @@ def test_check_tells_of_a_restored_store_and_of_tokens_that_it_does_not_know(con
     read, _ = settings.read_config(config)
     token, lost = "a" * 32, "b" * 32
     one = Transaction("t-1", "m-1", THEIRS, OURS)
-    store.record(Message(token, Direction.IN, "north", "MM4_forward.REQ", "4Q", "gw", T0, (one,))).result(5)
+    store.record(Message(token, Direction.IN, "north", "MM4_forward.REQ", "4Q", "gw", T0, (one,))).result(30)
     postfix.queue([mail("4Q", f"{token}@responder.mm4.invalid"), mail("4R", f"{lost}@responder.mm4.invalid")])
     assert list(handled(store.notes(T0))) == []
     (found,) = unknown(read, store)
@@ -864,7 +864,7 @@ def test_check_tells_of_a_restored_store_and_of_tokens_that_it_does_not_know(con
     assert found.text.startswith("1 messages in Postfix's queue have a token that this store does not know: they are delivered, but")
     assert found.text.endswith("queue id 4R")
     for what in ("store restored", "store copied"):
-        store._write(lambda connection, what=what: upkeep.note(connection, T0, what, "from here")).result(5)  # type: ignore[misc]
+        store._write(lambda connection, what=what: upkeep.note(connection, T0, what, "from here")).result(30)  # type: ignore[misc]
     restored, copied = handled(store.notes(T0 - timedelta(days=1)))
     assert restored.text.startswith("store restored 2026-11-22 10:00 UTC from here: no message is lost")
     assert "may be missing (the log says unknown token" in restored.text

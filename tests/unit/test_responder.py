@@ -70,7 +70,7 @@ class FakeStore:
 
     def message(self, token: str) -> Message | None:
         if "message" in self.hang:
-            self.release.wait(5)
+            self.release.wait(30)
         self._fault("message")
         return self.messages.get(token)
 
@@ -221,13 +221,13 @@ class House:
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(body(), 10)
+        await asyncio.wait_for(body(), 60)
 
     asyncio.run(bounded())
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 

@@ -55,7 +55,7 @@ def kept(store: Store, at: datetime, *recipients: str, **values: Any) -> str:
         for recipient in recipients or (FIRST,)
     )
     standard = {"direction": Direction.OUT, "peer": "north", "type": REQ, "queue_id": "4A", "host": "gw", "accepted_at": at}
-    store.record(Message(token=token, recorded_at=at, transactions=rows, **{**standard, **values})).result(5)
+    store.record(Message(token=token, recorded_at=at, transactions=rows, **{**standard, **values})).result(30)
     return token
 
 
@@ -68,7 +68,7 @@ def purge(store: Store, ages: Ages = AGES) -> dict[str, int]:
             found = store.outdated(walk, ages, after)
             keys = found.keys
             while keys:
-                removed = store.purge(walk, keys, ages).result(10)
+                removed = store.purge(walk, keys, ages).result(30)
                 assert sum(removed.rows.values()) <= ROWS
                 rows = {table: rows.get(table, 0) + removed.rows.get(table, 0) for table in {**rows, **removed.rows}}
                 keys = keys[removed.done :]
@@ -85,15 +85,15 @@ def counted(url: str) -> dict[str, int]:
 def fill(store: Store, at: datetime) -> None:
     """A row of every kind of what is over: of a life with all that can happen, and of what belongs to no message."""
     token = kept(store, at, accepted_at=None, state=State.RECORDED, digest="d", size=1, source="local")
-    store.accepted(token, at).result(5)
-    store.receive_answer("north", "MM4_forward.RES", f"t-{token}", None, "Ok", None, at, "4B", "gw").result(5)
-    store.event(token, at, "expired", "4A", "of the message as a whole").result(5)
-    store.receive_answer("north", "MM4_forward.RES", "t-none", None, "Ok", None, at, "4B", "gw").result(5)
-    store.bounced(secrets.token_hex(16), None, "5.1.1", "unknown", at, "4C").result(5)
-    file = store.charges.claim("gw", "/cdr", "csv", 2, timedelta(0), at).result(5)
+    store.accepted(token, at).result(30)
+    store.receive_answer("north", "MM4_forward.RES", f"t-{token}", None, "Ok", None, at, "4B", "gw").result(30)
+    store.event(token, at, "expired", "4A", "of the message as a whole").result(30)
+    store.receive_answer("north", "MM4_forward.RES", "t-none", None, "Ok", None, at, "4B", "gw").result(30)
+    store.bounced(secrets.token_hex(16), None, "5.1.1", "unknown", at, "4C").result(30)
+    file = store.charges.claim("gw", "/cdr", "csv", 2, timedelta(0), at).result(30)
     assert file is not None
-    store.charges.written(file, "1:1", at).result(5)
-    store.charges.closed(file, at).result(5)
+    store.charges.written(file, "1:1", at).result(30)
+    store.charges.closed(file, at).result(30)
 
     def behind(connection: Any) -> None:
         note(connection, at, "store restored", "from a backup")
@@ -101,7 +101,7 @@ def fill(store: Store, at: datetime) -> None:
         values = {"key": f"k-{token}", "until": at + KEPT, "used": 1}
         connection.execute(insert(metadata.tables["limits"]).values(values))
 
-    store._write(behind).result(5)
+    store._write(behind).result(30)
 
 
 def test_every_table_that_grows_is_emptied_of_what_is_old_and_of_nothing_else(store: Store, store_url: str) -> None:
@@ -142,10 +142,10 @@ def test_the_page_for_operators_says_of_every_table_what_removes_its_rows() -> N
 def test_what_is_open_stays_until_it_is_settled_or_twice_as_old(store: Store, values: dict[str, Any]) -> None:
     token = kept(store, OLD, **values)
     other = kept(store, OLD, FIRST, "+447700900103", **values)
-    store.event(token, OLD, "noted").result(5)
+    store.event(token, OLD, "noted").result(30)
     assert purge(store) == {}
     # Behind the look's back: what was settled when it was found, and is open again.
-    assert store.purge("messages", [token], AGES).result(5).rows == {}
+    assert store.purge("messages", [token], AGES).result(30).rows == {}
     assert store.message(token) is not None
     later = Ages.of(NOW + KEPT, KEPT)
     assert purge(store, later)["messages"] == 2
@@ -161,29 +161,29 @@ def test_what_is_given_up_or_over_goes(store: Store) -> None:
 
 def test_records_that_nobody_has_billed_stay(store: Store, store_url: str) -> None:
     token = kept(store, OLD, accepted_at=None, state=State.RECORDED, source="local")
-    store.answered(token, OLD, None).result(5)
-    store.receive_answer("north", "MM4_forward.RES", f"t-{token}", None, "Ok", None, OLD, "4B", "gw").result(5)
+    store.answered(token, OLD, None).result(30)
+    store.receive_answer("north", "MM4_forward.RES", f"t-{token}", None, "Ok", None, OLD, "4B", "gw").result(30)
     records = counted(store_url)["charges"]
     assert records
     assert "charges" not in purge(store)
-    file = store.charges.claim("gw", "/cdr", "csv", records, timedelta(0), OLD).result(5)
+    file = store.charges.claim("gw", "/cdr", "csv", records, timedelta(0), OLD).result(30)
     assert file is not None
     # Claimed, and not on disk under its name.
     assert purge(store) == {}
-    store.charges.closed(file, OLD).result(5)
+    store.charges.closed(file, OLD).result(30)
     assert purge(store) == {"charges": records, "cdr_files": 1}
 
 
 def test_a_message_of_any_size_goes_in_transactions_of_a_bounded_number_of_rows(store: Store, store_url: str) -> None:
     token = kept(store, OLD, *(f"+4477009{number:05}" for number in range(3 * ROWS)))
-    store.bounced(token, None, "5.1.1", "unknown", OLD, "4C").result(5)
+    store.bounced(token, None, "5.1.1", "unknown", OLD, "4C").result(30)
     for _ in range(ROWS):
         store.event(token, OLD, "noted")
-    store.event(token, OLD, "noted").result(5)
+    store.event(token, OLD, "noted").result(30)
     keys = store.outdated("messages", AGES, None).keys
     batches = []
     while keys:
-        removed = store.purge("messages", keys, AGES).result(10)
+        removed = store.purge("messages", keys, AGES).result(30)
         batches.append(sum(removed.rows.values()))
         keys = keys[removed.done :]
     assert max(batches) <= ROWS
@@ -194,11 +194,11 @@ def test_a_message_of_any_size_goes_in_transactions_of_a_bounded_number_of_rows(
 def test_nothing_new_is_begun_after_the_time_is_over(store: Store) -> None:
     tokens = [kept(store, OLD) for _ in range(25)]
     times = iter((0.0, 0.001, 0.006, 0.007))
-    removed = store._write(lambda c: remove(c, "messages", tokens, AGES, lambda: next(times))).result(5)
+    removed = store._write(lambda c: remove(c, "messages", tokens, AGES, lambda: next(times))).result(30)
     assert (removed.done, removed.rows) == (20, {"messages": 20, "transactions": 20})
     # One chunk is done however long it takes, or it would never be.
     times = iter((0.0, 9.0, 9.0))
-    assert store._write(lambda c: remove(c, "messages", tokens[20:], AGES, lambda: next(times))).result(5).done == 5
+    assert store._write(lambda c: remove(c, "messages", tokens[20:], AGES, lambda: next(times))).result(30).done == 5
 
 
 def test_no_step_reads_a_table_from_end_to_end(store: Store, store_url: str) -> None:
@@ -236,7 +236,7 @@ def test_a_look_goes_on_where_the_last_one_ended_and_passes_what_stays(store: St
         {"token": f"{number:032x}", "direction": "out", "peer": "north", "type": REQ, "queue_id": "4A", "host": "gw",
          "recorded_at": OLD, "accepted_at": None if number < LOOK else OLD} for number in range(LOOK + 3)
     ]  # fmt: skip
-    store._write(lambda c: c.execute(insert(messages), rows)).result(10)
+    store._write(lambda c: c.execute(insert(messages), rows)).result(30)
     found = store.outdated("messages", AGES, None)
     assert (found.keys, found.after) == ((), (OLD, f"{LOOK - 1:032x}"))
     found = store.outdated("messages", AGES, found.after)
@@ -248,13 +248,13 @@ def test_on_postgresql_one_host_removes_at_a_time_and_passes_rows_that_another_h
     with Store.open(url) as store, store._database.engine("migrator").connect() as other:
         tokens = sorted(kept(store, OLD) for _ in range(3))
         other.execute(text("SELECT token FROM messages WHERE token = :t FOR UPDATE"), {"t": tokens[0]})
-        assert store.purge("messages", tokens, AGES).result(5).rows == {"messages": 2, "transactions": 2}
+        assert store.purge("messages", tokens, AGES).result(30).rows == {"messages": 2, "transactions": 2}
         other.rollback()
         other.execute(text(f"SELECT pg_advisory_xact_lock({module._ADVISORY_LOCK})"))
-        removed = store.purge("messages", tokens, AGES).result(5)
+        removed = store.purge("messages", tokens, AGES).result(30)
         assert (removed.elsewhere, removed.rows) == (True, {})
         other.rollback()
-        assert store.purge("messages", tokens, AGES).result(5).rows == {"messages": 1, "transactions": 1}
+        assert store.purge("messages", tokens, AGES).result(30).rows == {"messages": 1, "transactions": 1}
 
 
 def test_only_what_may_come_back_after_a_crash_waits_for_no_flush(store: Store, store_url: str) -> None:

@@ -242,25 +242,25 @@ def parts(seen: Seen) -> tuple[Message, list[Message]]:
 
 def test_all_parts_are_kept_and_come_back_as_they_were(store: Store) -> None:
     first, splits = parts(send(TYNTEC, NORTH, OWN))
-    assert store.record(first, None, splits).result(5) == Recording()
+    assert store.record(first, None, splits).result(30) == Recording()
     assert [store.message(part.token) for part in (first, *splits)] == [first, *splits]
 
 
 def test_all_parts_are_kept_or_none(store: Store) -> None:
     first, splits = parts(send(TYNTEC, NORTH, OWN))
-    store.record(splits[1]).result(5)
+    store.record(splits[1]).result(30)
     with pytest.raises(StoreError):
-        store.record(first, None, splits).result(5)
+        store.record(first, None, splits).result(30)
     assert store.message(first.token) is store.message(splits[0].token) is None
 
 
 def test_a_part_has_the_queue_id_of_its_own_mail_and_is_found_by_both(store: Store) -> None:
     first, splits = parts(send(TYNTEC, NORTH))
-    store.record(first, None, splits).result(5)
-    store.accepted(first.token, NOW).result(5)
+    store.record(first, None, splits).result(30)
+    store.accepted(first.token, NOW).result(30)
     assert [t["queue_id"] for t in store.trace(QUEUE_ID)] == [QUEUE_ID, ""]
     assert [t["state"] for t in store.trace(QUEUE_ID)] == ["waiting", "recorded"]
-    store.accepted(splits[0].token, NOW, "4SPLIT").result(5)
+    store.accepted(splits[0].token, NOW, "4SPLIT").result(30)
     assert [t["recipient"] for t in store.trace(QUEUE_ID)] == [TYNTEC, NORTH]
     assert [(t["recipient"], t["state"]) for t in store.trace("4SPLIT")] == [(NORTH, "waiting")]
 
@@ -274,13 +274,13 @@ def again(first: Message, splits: Sequence[Message], seconds: float) -> tuple[Me
 def test_the_same_message_again_is_undecided_until_postfix_has_it_and_then_a_duplicate_on_every_side(store: Store) -> None:
     first, splits = parts(send(OWN, TYNTEC, client="north", lines=req(), config=TRANSIT))
     day = timedelta(days=1)
-    store.record(first, day, splits).result(5)
+    store.record(first, day, splits).result(30)
     second = again(first, splits, 1)
-    assert store.record(second[0], day, second[1]).result(5) == Recording(pending=True)
+    assert store.record(second[0], day, second[1]).result(30) == Recording(pending=True)
     # The first part's token has come: Postfix has them all, though a further side's mail is not made yet.
-    store.accepted(first.token, NOW).result(5)
+    store.accepted(first.token, NOW).result(30)
     third = again(first, splits, 300)
-    found = store.record(third[0], day, third[1]).result(5)
+    found = store.record(third[0], day, third[1]).result(30)
     assert found == Recording(repeated=tuple(sorted((OWN, TYNTEC))), answer=first.answer)
     assert [m.transactions[0].state for m in (store.message(third[0].token), store.message(third[1][0].token)) if m] == [
         State.DUPLICATE, State.DUPLICATE,
@@ -315,7 +315,7 @@ class House:
         self.store, self.copier, self.acks = store, Submitter(), Submitter()
         self.seen = send(*numbers, config=config)
         self.first, self.splits = parts(self.seen)
-        store.record(self.first, None, self.splits).result(5)
+        store.record(self.first, None, self.splits).result(30)
         self.data = TOP.encode() + block(self.seen.edited()) + b"\r\n" + BODY
         self.spool = Spool(folder / "spool", 1_000_000)
         self.spool.open()
@@ -426,10 +426,10 @@ def test_recipients_who_have_it_are_left_out_of_a_further_sides_mail(tmp_path: P
     alone = dataclasses.replace(
         part, token="e" * 32, split=None, split_of=None, queue_id="4OLD", transactions=part.transactions[:1]
     )
-    store.record(alone, day).result(5)
-    store.accepted(alone.token, NOW).result(5)
+    store.record(alone, day).result(30)
+    store.accepted(alone.token, NOW).result(30)
     house = House.__new__(House)
-    assert store.record(first, day, [part]).result(5).repeated == (TYNTEC,)
+    assert store.record(first, day, [part]).result(30).repeated == (TYNTEC,)
     house.copier = Submitter()
     responder = Responder(
         store=store, submitter=house.copier, router=Router(parse_config(config, "mm4.yaml")), unclaimed=tmp_path,
@@ -459,5 +459,5 @@ def test_a_split_is_kept_as_it_is(store: Store) -> None:
     split = Split("4Q", "a@b", "FAILURE", (("+1", "x"),), (("change", "To", 1, "\u00e9\n\tv"), ("delete", "X", 2, None)))
     one = Transaction("t", "m", "+2", "+1")
     message = Message("a" * 32, Direction.OUT, "p", "MM4_forward.REQ", "", "gw", NOW, (one,), split=split, split_of="b" * 32)
-    store.record(message).result(5)
+    store.record(message).result(30)
     assert store.message(message.token) == message

@@ -144,7 +144,7 @@ def _res_submitted(life: Life) -> Future[Any]:
 @drives("RES handed over")
 def _res_handed_over(life: Life) -> Future[Any]:
     mail = life.message(token=secrets.token_hex(16), type="MM4_forward.RES", copy_of=life.token, answer=OK)
-    life.store.record(mail).result(5)
+    life.store.record(mail).result(30)
     return life.store.answered(mail.token, life.now, "4C")
 
 
@@ -545,7 +545,7 @@ def first_states(gateway: Gateway, store: Store, side: str, path: str, lines: He
     gateway.peer(side).mail(f"<{sender}>").rcpt(path).headers(lines).end()
     message = store.message(token)
     assert message is not None
-    store.accepted(token, T0).result(5)
+    store.accepted(token, T0).result(30)
     return [transaction.state.value for transaction in message.transactions]
 
 

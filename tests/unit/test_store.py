@@ -57,7 +57,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 def kept(store: Store, message: Message) -> Message:
-    store.record(message).result(5)
+    store.record(message).result(30)
     return message
 
 
@@ -72,7 +72,7 @@ def receive(store: Store, **values: Any) -> int:
         "peer": "tyntec", "type": RES, "transaction_id": "t-1", "message_id": "m-1", "status": "Ok",
         "text": None, "at": T0 + timedelta(seconds=9), "queue_id": "4RES", "host": "mx2.example",
     }  # fmt: skip
-    return store.receive_answer(**{**standard, **values}).result(5)
+    return store.receive_answer(**{**standard, **values}).result(30)
 
 
 def whats(store: Store, identifier: str) -> list[str]:
@@ -107,12 +107,12 @@ def test_times_are_given_back_in_utc(store: Store) -> None:
 
 def test_a_time_without_zone_and_a_token_kept_twice_are_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="no time zone"):
-        store.record(mail(recorded_at=T0.replace(tzinfo=None))).result(5)
+        store.record(mail(recorded_at=T0.replace(tzinfo=None))).result(30)
     message = kept(store, mail())
     with pytest.raises(StoreError, match=r"messages\.token|pk_messages"):
-        store.record(message).result(5)
+        store.record(message).result(30)
     with pytest.raises(StoreError, match="no time zone"):
-        store.accepted(message.token, T0.replace(tzinfo=None)).result(5)
+        store.accepted(message.token, T0.replace(tzinfo=None)).result(30)
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_accepted_moves_what_was_recorded(
     store: Store, direction: Direction, ack: bool, before: State, after: str
 ) -> None:
     message = kept(store, mail(transaction(ack_requested=ack, state=before), direction=direction))
-    assert store.accepted(message.token, T0 + timedelta(seconds=1)).result(5) is True
+    assert store.accepted(message.token, T0 + timedelta(seconds=1)).result(30) is True
     assert states(store, message) == [(after, None)]
 
 
 def test_accepted_counts_once_and_knows_its_tokens(store: Store) -> None:
     message = kept(store, mail(queue_id=""))
-    assert store.accepted(message.token, T0, "4FIRST").result(5) is True
-    assert store.accepted(message.token, T0 + timedelta(hours=1), "4SECOND").result(5) is True
-    assert store.accepted("unknown", T0).result(5) is False
+    assert store.accepted(message.token, T0, "4FIRST").result(30) is True
+    assert store.accepted(message.token, T0 + timedelta(hours=1), "4SECOND").result(30) is True
+    assert store.accepted("unknown", T0).result(30) is False
     found = store.message(message.token)
     assert found is not None
     assert (found.accepted_at, found.queue_id) == (T0, "4FIRST")
@@ -146,10 +146,10 @@ def test_accepted_counts_once_and_knows_its_tokens(store: Store) -> None:
 
 def test_answered_sets_the_status_of_the_answer_once(store: Store) -> None:
     message = kept(store, mail(transaction(), transaction(state=State.REFUSED, status="Error-x"), answer=ANSWER))
-    assert store.answered(message.token, T0 + timedelta(seconds=2), "4RES").result(5) is True
-    assert store.answered(message.token, T0 + timedelta(hours=2), "4LATER").result(5) is True
-    assert store.accepted(message.token, T0 + timedelta(hours=3)).result(5) is True
-    assert store.answered("unknown", T0, "4RES").result(5) is False
+    assert store.answered(message.token, T0 + timedelta(seconds=2), "4RES").result(30) is True
+    assert store.answered(message.token, T0 + timedelta(hours=2), "4LATER").result(30) is True
+    assert store.accepted(message.token, T0 + timedelta(hours=3)).result(30) is True
+    assert store.answered("unknown", T0, "4RES").result(30) is False
     assert states(store, message) == [("answered", "Ok"), ("refused", "Error-x")]
     found = store.message(message.token)
     assert found is not None
@@ -159,7 +159,7 @@ def test_answered_sets_the_status_of_the_answer_once(store: Store) -> None:
 
 def test_answered_leaves_outward_transactions_waiting(store: Store) -> None:
     message = kept(store, outward(answer=ANSWER))
-    store.answered(message.token, T0, "4RES").result(5)
+    store.answered(message.token, T0, "4RES").result(30)
     assert states(store, message) == [("waiting", None)]
 
 
@@ -184,7 +184,7 @@ def test_an_answer_fits_only_its_own_request(store: Store, answer: dict[str, Any
     one, two = transaction(ack_requested=True), transaction(recipient=SECOND, ack_requested=True)
     message = kept(store, outward(one, two))
     inward = kept(store, mail(one))
-    store.accepted(message.token, T0).result(5)
+    store.accepted(message.token, T0).result(30)
     assert receive(store, **answer) == matched
     assert [state for state, _ in states(store, message)].count("answered") == matched
     assert [status for _, status in states(store, message)].count("Ok") == matched
@@ -195,7 +195,7 @@ def test_an_answer_fits_only_its_own_request(store: Store, answer: dict[str, Any
 def test_an_answer_that_overtakes_postfix_is_not_undone(store: Store) -> None:
     message = kept(store, outward())
     assert receive(store) == 1
-    store.accepted(message.token, T0).result(5)
+    store.accepted(message.token, T0).result(30)
     assert states(store, message) == [("answered", "Ok")]
 
 
@@ -210,7 +210,7 @@ def test_a_repeated_answer_changes_no_status(store: Store) -> None:
     assert receive(store, status="Ok") == 1
     assert receive(store, status="Error-network-problem") == 1
     assert states(store, message) == [("answered", "Ok")]
-    store.bounced(message.token, None, "Rejected", "later", T0, None).result(5)
+    store.bounced(message.token, None, "Rejected", "later", T0, None).result(30)
     assert receive(store, status="Error-network-problem") == 1
     assert states(store, message) == [("bounced", "Ok")]
     assert whats(store, "t-1").count("contradictory answer") == 2
@@ -235,16 +235,16 @@ def test_an_unknown_answer_leaves_an_event_with_what_it_said(store: Store, tmp_p
 def test_text_that_no_database_takes_is_kept_and_found(store: Store, odd: str) -> None:
     message = kept(store, outward(transaction(transaction_id=odd, recipient=odd)))
     assert receive(store, transaction_id=odd, recipients=(odd,), text=odd, status=odd) == 1
-    assert store.bounced(message.token, odd, odd, odd, T0, None).result(5) == 1
+    assert store.bounced(message.token, odd, odd, odd, T0, None).result(30) == 1
     assert len(store.trace(odd)) == 1
     assert store.message(odd) is None
 
 
 def test_a_bounce_concerns_one_recipient_or_all(store: Store) -> None:
     message = kept(store, outward(transaction(), transaction(recipient=SECOND)))
-    assert store.bounced(message.token, SECOND, "Rejected", "550 no such user", T0, "4DSN").result(5) == 1
+    assert store.bounced(message.token, SECOND, "Rejected", "550 no such user", T0, "4DSN").result(30) == 1
     assert states(store, message) == [("recorded", None), ("bounced", "Rejected")]
-    assert store.bounced(message.token, None, "Expired", "late", T0, None).result(5) == 2
+    assert store.bounced(message.token, None, "Expired", "late", T0, None).result(30) == 2
     assert states(store, message) == [("bounced", "Expired"), ("bounced", "Rejected")]
 
 
@@ -252,14 +252,14 @@ def test_a_bounce_keeps_the_status_of_an_answer(store: Store) -> None:
     message = kept(store, outward())
     receive(store, status="Ok")
     for _ in range(2):
-        assert store.bounced(message.token, FIRST, "Rejected", "550", T0, None).result(5) == 1
+        assert store.bounced(message.token, FIRST, "Rejected", "550", T0, None).result(30) == 1
     assert states(store, message) == [("bounced", "Ok")]
 
 
 def test_a_bounce_that_fits_nothing_is_noted(store: Store) -> None:
     message = kept(store, outward())
-    assert store.bounced(message.token, "+447700900109", "Rejected", "550", T0, None).result(5) == 0
-    assert store.bounced("unknown", None, "Rejected", "550", T0, None).result(5) == 0
+    assert store.bounced(message.token, "+447700900109", "Rejected", "550", T0, None).result(30) == 0
+    assert store.bounced("unknown", None, "Rejected", "550", T0, None).result(30) == 0
     assert "unknown bounce" in whats(store, message.token)
 
 
@@ -275,10 +275,10 @@ def test_trace_finds_by_every_identifier(store: Store, identifier: str) -> None:
 def test_trace_tells_the_whole_life(store: Store) -> None:
     message = kept(store, mail(answer=ANSWER))
     other = kept(store, outward(recorded_at=T0 - timedelta(seconds=1), token="0" * 32))
-    store.accepted(message.token, T0 + timedelta(seconds=1)).result(5)
-    store.answered(message.token, T0 + timedelta(seconds=3), "4RES").result(5)
-    store.event(message.token, T0 + timedelta(seconds=2), "submission failed", "4X", "queue full").result(5)
-    store.bounced(message.token, FIRST, "Rejected", "550 5.1.1", T0 + timedelta(seconds=4), "4DSN").result(5)
+    store.accepted(message.token, T0 + timedelta(seconds=1)).result(30)
+    store.answered(message.token, T0 + timedelta(seconds=3), "4RES").result(30)
+    store.event(message.token, T0 + timedelta(seconds=2), "submission failed", "4X", "queue full").result(30)
+    store.bounced(message.token, FIRST, "Rejected", "550 5.1.1", T0 + timedelta(seconds=4), "4DSN").result(30)
     before, found = store.trace("m-1")
     assert before["direction"] == other.direction == "out"
     assert found == {
@@ -326,7 +326,7 @@ def test_trace_tells_the_whole_life(store: Store) -> None:
 
 def test_the_events_of_one_recipient_are_not_those_of_another(store: Store) -> None:
     message = kept(store, outward(transaction(), transaction(recipient=SECOND)))
-    store.bounced(message.token, SECOND, "Rejected", "550", T0, None).result(5)
+    store.bounced(message.token, SECOND, "Rejected", "550", T0, None).result(30)
     first, second = store.trace(message.token)
     assert [event["what"] for event in first["events"]] == ["recorded"]
     assert [event["what"] for event in second["events"]] == ["recorded", "bounced"]
@@ -337,7 +337,7 @@ def test_owed_gives_the_answers_that_are_not_out(store: Store) -> None:
     later = kept(store, mail(answer=ANSWER, recorded_at=T0 + timedelta(minutes=1)))
     kept(store, mail())
     done = kept(store, mail(answer=ANSWER))
-    store.answered(done.token, T0, "4RES").result(5)
+    store.answered(done.token, T0, "4RES").result(30)
     assert store.owed() == [late, later]
     assert store.owed(T0 + timedelta(seconds=1)) == [late]
     assert store.owed(T0) == []
@@ -448,7 +448,7 @@ def test_a_suppressed_report_cannot_be_answered(store: Store) -> None:
 def test_one_mail_may_have_another_outcome_for_each_recipient(store: Store) -> None:
     both = (transaction(ack_requested=True), transaction(recipient=SECOND, ack_requested=True))
     message = kept(store, outward(*both))
-    store.accepted(message.token, T0).result(5)
+    store.accepted(message.token, T0).result(30)
     assert receive(store, recipients=(FIRST,)) == 1
     assert receive(store, status="Error-service-denied", recipients=(SECOND,)) == 1
     assert states(store, message) == [("answered", "Ok"), ("answered", "Error-service-denied")]
@@ -493,7 +493,7 @@ def test_what_a_bounce_returns_is_found_by_its_ids_newest_first(store: Store) ->
 def test_what_an_operator_asks_and_changes_is_the_same_in_every_database(store: Store) -> None:
     came = kept(store, mail(transaction(), transaction(recipient=SECOND), answer=ANSWER))
     sent = kept(store, outward(transaction(ack_requested=True, due_at=T0 + timedelta(minutes=10)), peer="north"))
-    store.accepted(sent.token, T0).result(5)
+    store.accepted(sent.token, T0).result(30)
     third, second, first = store.listed(Wanted())
     assert [row["recipient"] for row in (first, second, third)] == [FIRST, SECOND, FIRST]
     for wanted, rows in (
@@ -511,10 +511,10 @@ def test_what_an_operator_asks_and_changes_is_the_same_in_every_database(store: 
         counted = store.statistics(T0 + timedelta(hours=1), since)
         assert (counted["owed"], counted["waiting"], counted["overdue"]) == (1, 1, 1)
         assert [(c["peer"], c["state"], c["count"]) for c in counted["counts"]] == [("north", "waiting", 1), ("tyntec", "recorded", 2)]
-    assert store.hurry([first["id"], third["id"]], T0).result(5) == 1
+    assert store.hurry([first["id"], third["id"]], T0).result(30) == 1
     assert states(store, sent) == [("overdue", None)]
-    assert "awaited" in str(store.forget(sent.token).result(5))
-    assert store.forget(sent.token, force=True).result(5) is None
+    assert "awaited" in str(store.forget(sent.token).result(30))
+    assert store.forget(sent.token, force=True).result(30) is None
     assert store.message(sent.token) is None
     assert whats(store, sent.token) == []
 
@@ -528,7 +528,7 @@ def test_a_store_for_threads_that_are_not_pythons_reads_in_its_own(store_url: st
 
         with ThreadPoolExecutor(8, "caller") as pool:
             for done in [pool.submit(store._read, query) for _ in range(20)]:
-                done.result(5)
+                done.result(30)
         assert all(name.startswith("mm4-store-reader") for name in names)
         assert 1 <= len(names) <= 2
         message = kept(store, mail())

@@ -43,7 +43,7 @@ def record(store: Store, number: int = 1, answer: Answer | None = None, at: date
     tokens = [secrets.token_hex(16) for _ in range(number)]
     for token in tokens:
         one = Transaction(f"t-{token}", f"m-{token}", "+447700900101", "+491511000001")
-        store.record(Message(token, Direction.IN, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one,), answer)).result(20)
+        store.record(Message(token, Direction.IN, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one,), answer)).result(30)
     return tokens
 
 
@@ -408,12 +408,12 @@ def test_without_a_store_a_backup_makes_one(url: str, call: Call, tmp_path: Path
 
 def test_no_sequence_number_of_a_charging_record_comes_again_after_a_restore(url: str, call: Call, tmp_path: Path) -> None:
     with Store.open(url, charging=True) as store:
-        store.accepted(record(store)[0], T0).result(20)
+        store.accepted(record(store)[0], T0).result(30)
         assert call(url, "backup", tmp_path / "backup").code == 0
         for token in record(store, 3):
-            store.accepted(token, T0).result(20)
+            store.accepted(token, T0).result(30)
     assert execute(url, "SELECT max(id) FROM charges") == [(4,)]
     assert call(url, "restore", tmp_path / "backup").code == 0
     with Store.open(url, charging=True) as store:
-        store.accepted(record(store)[0], T0).result(20)
+        store.accepted(record(store)[0], T0).result(30)
     assert execute(url, "SELECT id FROM charges ORDER BY id") == [(1,), (5,)]

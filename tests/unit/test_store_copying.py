@@ -70,15 +70,15 @@ class Life:
             other = replace(one, recipient="kürzel \N{GRINNING FACE}", due_at=None)
             at = NOW + timedelta(seconds=self.count)
             message = Message(token, direction, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one, other), ANSWER)
-            self.store.record(message).result(20)
+            self.store.record(message).result(30)
             made.append(token)
         self.tokens += made
         return made
 
     def go_on(self, token: str) -> None:
-        self.store.accepted(token, NOW).result(20)
-        self.store.answered(token, NOW, "4R").result(20)
-        self.store.event(token, NOW, "something", None, "detail").result(20)
+        self.store.accepted(token, NOW).result(30)
+        self.store.answered(token, NOW, "4R").result(30)
+        self.store.event(token, NOW, "something", None, "detail").result(30)
 
 
 def rows(url: str) -> dict[str, list[Any]]:
@@ -101,7 +101,7 @@ def test_a_copy_begun_while_serving_is_ended_when_it_does_not(places: tuple[str,
         first = life.record(30)
         for token in first[:10]:
             life.go_on(token)
-        store.take([Quota("rate.day north", "rate.day", 5, NOW + timedelta(days=1))], NOW).result(20)
+        store.take([Quota("rate.day north", "rate.day", 5, NOW + timedelta(days=1))], NOW).result(30)
         done = call(source, target, "--json")
         assert done.code == 0, done.err
         assert (done.json["finished"], done.json["verified"]) == (False, None)
@@ -112,10 +112,10 @@ def test_a_copy_begun_while_serving_is_ended_when_it_does_not(places: tuple[str,
         life.record(5)
         for token in first[10:20]:
             life.go_on(token)
-        assert store.forget(first[25], force=True).result(20) is None
+        assert store.forget(first[25], force=True).result(30) is None
         assert call(source, target).code == 0
         life.record(2)
-        assert store.forget(life.tokens[-1], force=True).result(20) is None
+        assert store.forget(life.tokens[-1], force=True).result(30) is None
     before = rows(source)
     done = call(source, target, "--finish", "--json")
     assert done.code == 0, done.err

@@ -139,7 +139,7 @@ def test_many_open_a_new_store_at_once(new_url: NewUrl) -> None:
         for store in pool.map(lambda _: Store.open(other), range(4)):
             store.ping()
             store.close()
-    assert [child.wait(20) for child in children] == [0, 0, 0]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
 
 
 def test_a_newer_schema_is_refused(store_url: str) -> None:
@@ -162,7 +162,7 @@ def test_after_a_rollback_the_version_before_works_on_the_newer_schema(store_url
             token = secrets.token_hex(16)
             one = Transaction("t-1", "m-1", "+447700900101", "+447700900102")
             at = datetime.now(UTC)
-            store.record(Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", at, (one,))).result(5)
+            store.record(Message(token, Direction.IN, "tyntec", "MM4_forward.REQ", "4Q", "mx1", at, (one,))).result(30)
             assert store.message(token) is not None
     assert execute(store_url, "SELECT version_num FROM alembic_version") == [(later,)]
 
@@ -186,9 +186,9 @@ def test_what_a_version_before_reads_and_writes_it_can_read_and_write_after_the_
     one = Transaction("t-1", "m-1", "+447700900101", "+491511000001", ack_requested=True, due_at=at)
     answer = Answer("a@mms.north.example", "b@mms.gw.example", "MM4_forward.RES", "Ok", b"x")
     with Store.open(place, charging=True) as store:
-        store.record(Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one,), answer)).result(5)
-        store.accepted(token, at).result(5)
-        store.event(token, at, "something").result(5)
+        store.record(Message(token, Direction.OUT, "north", "MM4_forward.REQ", "4Q", "mx1", at, (one,), answer)).result(30)
+        store.accepted(token, at).result(30)
+        store.event(token, at, "something").result(30)
     with engine(place).begin() as connection:
         for table in theirs.tables.values():
             connection.execute(table.select()).all()
@@ -212,8 +212,8 @@ def test_what_a_version_before_reads_and_writes_it_can_read_and_write_after_the_
     with Store.open(place) as store:
         for name in (token, old_token):
             assert store.message(name) is not None
-        assert store.accepted(old_token, at).result(5)
-        assert store.answered(old_token, at, "4S").result(5)
+        assert store.accepted(old_token, at).result(30)
+        assert store.answered(old_token, at, "4S").result(30)
 
 
 def test_within_a_generation_only_what_may_be_empty_is_added(new_url: NewUrl) -> None:

@@ -90,14 +90,14 @@ def test_a_statement_that_takes_too_long_is_given_up_by_the_server(url: str) -> 
         assert store._writer is not None
         slow: Future[None] = store._writer.submit(lambda c: c.exec_driver_sql("SELECT pg_sleep(60)") and None)
         with pytest.raises(StoreError, match="a statement took too long and was given up"):
-            slow.result(5)
-        store.record(mail()).result(5)
+            slow.result(30)
+        store.record(mail()).result(30)
 
 
 @pytest.mark.slow
 def test_a_server_that_says_nothing_is_given_up_in_time_by_writes_and_reads(url: str, proxy: Proxy) -> None:
     with Store.open(by([proxy.host], url), busy_seconds=1) as store:
-        store.record(mail()).result(5)
+        store.record(mail()).result(30)
         store.owed()
         proxy.hang()
         started = time.monotonic()
@@ -105,10 +105,10 @@ def test_a_server_that_says_nothing_is_given_up_in_time_by_writes_and_reads(url:
         with pytest.raises(StoreError, match=r"no connection to PostgreSQL \(no answer within 2\.2 s\)|timeout expired"):
             store.owed()
         with pytest.raises(StoreError, match=r"no connection to PostgreSQL"):
-            written.result(10)
+            written.result(30)
         assert time.monotonic() - started < 10
         proxy.restore()
-        store.record(mail()).result(10)
+        store.record(mail()).result(30)
         store.owed()
 
 
@@ -128,7 +128,7 @@ def test_of_several_hosts_the_one_that_takes_writes_is_found(
     dead = silent.host if first == "silent" else f"127.0.0.1:{free_port()}"
     several = by([dead, proxy.host], url) + "&target_session_attrs=read-write"
     with Store.open(several) as store:
-        store.record(mail("one")).result(5)
+        store.record(mail("one")).result(30)
         assert len(store.trace("t-one")) == 1
     with Store.open(several, migrate=False, read_only=True) as store:
         assert len(store.trace("t-one")) == 1
@@ -144,7 +144,7 @@ def test_of_several_hosts_the_one_that_takes_writes_is_found(
 def test_statements_are_prepared_unless_a_pooler_is_in_between(url: str, query: str, prepared: bool) -> None:
     with Store.open(url + query) as store:
         for _ in range(10):
-            store.record(mail()).result(5)
+            store.record(mail()).result(30)
             store.owed()
         assert store._writer is not None
         for engine in (store._readers, store._writer._engine):
@@ -164,18 +164,18 @@ def test_a_session_on_a_server_that_takes_no_writes_any_more_is_left_for_another
     with Store.open(url) as store:
         assert store._writer is not None
         for number in (1, 5):
-            store._writer.submit(demote).result(5)
+            store._writer.submit(demote).result(30)
             with Database.parse(url, 10, read_only=False).engine("migrator").connect() as other:
                 other.exec_driver_sql("LOCK TABLE messages IN EXCLUSIVE MODE")
                 first = store.record(mail())  # the others gather behind it
                 time.sleep(0.2)
                 futures = [first, *(store.record(mail()) for _ in range(number - 1))]
             for future in futures:
-                future.result(10)
-        store._writer.submit(demote).result(5)
+                future.result(30)
+        store._writer.submit(demote).result(30)
         execute(url, f"ALTER DATABASE {make_url(url).database} SET default_transaction_read_only = on")
         with pytest.raises(StoreError, match=r"takes no writes \(a standby\?\); name the primary"):
-            store.record(mail()).result(10)
+            store.record(mail()).result(30)
 
 
 @pytest.mark.slow
@@ -186,24 +186,24 @@ def test_a_commit_without_an_answer_is_a_failure_and_a_repeat_neither_lost_nor_t
         proxy.lose_commits()
         first = mail("one")
         with pytest.raises(StoreError, match="no connection to PostgreSQL"):
-            store.record(first, DAY).result(10)
+            store.record(first, DAY).result(30)
         assert proxy.lost == 1  # it was not written a second time
         assert [row.token for row in execute(url, kept)] == [first.token]
         proxy.lose_commits(False)
         # Its sender was told to come again. Nobody knows whether it was taken: it is asked to wait, on every host.
         for asked in (store, other):
-            assert asked.record(mail("one", T0 + timedelta(seconds=30)), DAY).result(5).pending
+            assert asked.record(mail("one", T0 + timedelta(seconds=30)), DAY).result(30).pending
         # What stays undecided was not taken.
-        again = other.record(mail("one", T0 + timedelta(seconds=61)), DAY).result(5)
+        again = other.record(mail("one", T0 + timedelta(seconds=61)), DAY).result(30)
         assert (again.pending, again.repeated) == (False, ())
         # A host that can write withdraws what it said no to, and then nobody has to wait.
         second = mail("two")
         proxy.lose_commits()
         with pytest.raises(StoreError):
-            store.record(second, DAY).result(10)
+            store.record(second, DAY).result(30)
         proxy.lose_commits(False)
-        store.withdraw(second.token).result(5)
-        assert not other.record(mail("two", T0 + timedelta(seconds=1)), DAY).result(5).pending
+        store.withdraw(second.token).result(30)
+        assert not other.record(mail("two", T0 + timedelta(seconds=1)), DAY).result(30).pending
 
 
 @pytest.mark.slow
@@ -217,12 +217,12 @@ def test_a_commit_that_waits_for_a_standby_that_is_gone_is_a_failure_and_its_rep
             cluster.run("SELECT pg_reload_conf()")
             for asked, said in ((store, "no answer within"), (other, "held a lock")):
                 with pytest.raises(StoreError, match=said):
-                    asked.record(mail("one"), DAY).result(10)
+                    asked.record(mail("one"), DAY).result(30)
             cluster.run("ALTER SYSTEM RESET synchronous_standby_names")
             cluster.run("SELECT pg_reload_conf()")
             # Now it is done after all.
             wait_for(lambda: other.trace("t-one"), "the commit")
-            assert other.record(mail("one", T0 + timedelta(seconds=30)), DAY).result(5).pending
+            assert other.record(mail("one", T0 + timedelta(seconds=30)), DAY).result(30).pending
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_what_was_undone_for_others_is_done_again(url: str) -> None:
 
         assert store._writer is not None
         calls.clear()
-        store._writer.submit(failing).result(10)
+        store._writer.submit(failing).result(30)
 
     with Store.open(url) as store:
         for state in ("40P01", "40001"):

@@ -42,16 +42,16 @@ def transaction(recipient: str = FIRST, state: State = State.WAITING, **values: 
 def kept(store: Store, *transactions: Transaction, **values: Any) -> str:
     token = secrets.token_hex(16)
     standard = {"direction": Direction.OUT, "peer": "north", "type": "MM4_forward.REQ", "queue_id": "4A", "host": "gw", "recorded_at": T0}
-    store.record(Message(token=token, transactions=transactions or (transaction(),), **{**standard, **values})).result(5)
+    store.record(Message(token=token, transactions=transactions or (transaction(),), **{**standard, **values})).result(30)
     return token
 
 
 def overdue(store: Store, now: datetime = LATER, limit: int = 100, retries: dict[str, Retry] = NONE) -> list[Late]:
-    return store.overdue(now, limit, retries).result(5)[0]
+    return store.overdue(now, limit, retries).result(30)[0]
 
 
 def claim(store: Store, now: datetime = LATER, host: str = "gw", retries: dict[str, Retry] = RETRIES, limit: int = 8) -> list[Late]:
-    return store.claim(now, limit, retries, host).result(5)[0]
+    return store.claim(now, limit, retries, host).result(30)[0]
 
 
 def row(store: Store, token: str, recipient: str = FIRST) -> Transaction:
@@ -97,7 +97,7 @@ def test_what_postfix_has_not_shown_to_have_is_looked_at_again_and_again_in_grow
         now = due
     assert looks < 20
     # The responder is back.
-    store.accepted(token, now).result(5)
+    store.accepted(token, now).result(30)
     assert [late.token for late in overdue(store, now)] == [token]
 
 
@@ -121,7 +121,7 @@ def test_ten_thousand_at_once_come_in_batches_and_each_once(store: Store) -> Non
     seen: Counter[int] = Counter()
     batches = 0
     while True:
-        found, looked = store.overdue(LATER, 100, NONE).result(5)
+        found, looked = store.overdue(LATER, 100, NONE).result(30)
         assert len(found) == looked <= 100
         seen.update(late.row for late in found)
         if not looked:
@@ -180,7 +180,7 @@ def test_a_copy_is_claimed_sent_and_noted_until_the_attempts_are_over(store: Sto
         assert (late.attempts, late.reason) == (attempt, f"attempt {attempt} of 2")
         assert claim(store, now) == []
         sent, now = now, now + RETRIES["north"].pause(attempt)
-        assert store.sent_again(late, sent, f"4B{attempt}", now).result(5)
+        assert store.sent_again(late, sent, f"4B{attempt}", now).result(30)
         assert row(store, token) == transaction(due_at=now, attempts=attempt)
         assert overdue(store, now - timedelta(seconds=1), retries=RETRIES) == []
     assert overdue(store, now, retries=RETRIES) == []
@@ -207,7 +207,7 @@ def test_a_claim_that_runs_out_is_the_same_attempt(store: Store) -> None:
     assert (again.row, again.attempts) == (first.row, 1)
     (third,) = claim(store, LATER + 2 * LEASE)
     assert third.attempts == 1
-    store.sent_again(third, LATER, "4B", LATER + timedelta(days=1)).result(5)
+    store.sent_again(third, LATER, "4B", LATER + timedelta(days=1)).result(30)
     assert claim(store, LATER + 3 * LEASE) == []
 
 
@@ -215,10 +215,10 @@ def test_an_answer_while_a_copy_is_under_way_stands(store: Store) -> None:
     token = kept(store)
     overdue(store, retries=RETRIES)
     (late,) = claim(store)
-    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, LATER, "4R", "gw").result(5)
-    assert store.sent_again(late, LATER, "4B", LATER + timedelta(hours=1)).result(5) is False
-    store.not_sent(late, LATER, "no copy", None).result(5)
-    store.not_sent(late, LATER, "later", LATER).result(5)
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, LATER, "4R", "gw").result(30)
+    assert store.sent_again(late, LATER, "4B", LATER + timedelta(hours=1)).result(30) is False
+    store.not_sent(late, LATER, "no copy", None).result(30)
+    store.not_sent(late, LATER, "later", LATER).result(30)
     assert (row(store, token).state, row(store, token).status) == (State.ANSWERED, "Ok")
     assert overdue(store, LATER + timedelta(days=1), retries=RETRIES) == []
     assert row(store, token).due_at is None
@@ -235,9 +235,9 @@ def test_an_error_that_may_pass_is_sent_again_when_it_is_due(store: Store, statu
     token = kept(store, transaction(state=State.ANSWERED, status=status))
     assert overdue(store, retries=RETRIES) == []
     (late,) = claim(store)
-    store.sent_again(late, LATER, "4B", LATER + timedelta(minutes=20)).result(5)
+    store.sent_again(late, LATER, "4B", LATER + timedelta(minutes=20)).result(30)
     assert row(store, token).state is State.WAITING
-    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, LATER, "4R", "gw").result(5)
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, LATER, "4R", "gw").result(30)
     assert (row(store, token).state, row(store, token).status) == (State.ANSWERED, "Ok")
 
 
@@ -297,7 +297,7 @@ def test_what_postfix_did_not_take_is_the_same_attempt_later(store: Store) -> No
     token = kept(store)
     overdue(store, retries=RETRIES)
     (late,) = claim(store)
-    store.not_sent(late, LATER, "451 later", LATER + timedelta(seconds=30)).result(5)
+    store.not_sent(late, LATER, "451 later", LATER + timedelta(seconds=30)).result(30)
     assert claim(store, LATER + timedelta(seconds=29)) == []
     assert [again.attempts for again in claim(store, LATER + timedelta(seconds=30))] == [1]
     assert row(store, token).state is State.OVERDUE
@@ -308,7 +308,7 @@ def test_what_has_no_copy_is_what_it_was(store: Store, status: str | None, state
     token = kept(store, transaction(state=State.ANSWERED if status else State.WAITING, status=status))
     overdue(store, retries=RETRIES)
     (late,) = claim(store)
-    store.not_sent(late, LATER, "no copy was kept", None).result(5)
+    store.not_sent(late, LATER, "no copy was kept", None).result(30)
     assert (row(store, token).state, row(store, token).status, row(store, token).due_at) == (state, status, None)
     assert overdue(store, LATER + timedelta(days=2), retries=RETRIES) == []
 
@@ -320,7 +320,7 @@ def test_what_failed_is_given_again_until_its_originator_was_told(store: Store) 
     assert overdue(store, LATER + LEASE - timedelta(seconds=1), retries=RETRIES) == []
     (again,) = overdue(store, LATER + LEASE, retries=RETRIES)
     assert (again.row, again.again, late.again) == (late.row, True, False)
-    store.settle([late.row]).result(5)
+    store.settle([late.row]).result(30)
     assert overdue(store, LATER + timedelta(days=1), retries=RETRIES) == []
     assert row(store, token).state is State.FAILED
     assert whats(store) == ["failed"]
@@ -340,7 +340,7 @@ class Queue:
 
 
 def claim_with(store: Store, queue: Queue, now: datetime, limit: int = 8, retries: dict[str, Retry] = RETRIES) -> list[Late]:
-    return store.claim(now, limit, retries, "gw", queue).result(5)[0]
+    return store.claim(now, limit, retries, "gw", queue).result(30)[0]
 
 
 @pytest.mark.parametrize("expires_at", [None, LATER])
@@ -367,11 +367,11 @@ def test_the_last_attempt_is_not_failed_while_its_copy_is_in_the_queue(store: St
     token, retries, now = kept(store), {"north": Retry(600, 1)}, LATER
     overdue(store, retries=retries)
     (late,) = claim_with(store, Queue(), now, retries=retries)
-    store.sent_again(late, now, "4B", now).result(5)
+    store.sent_again(late, now, "4B", now).result(30)
     assert overdue(store, now, retries=retries) == []
     assert claim_with(store, Queue("4B"), now, retries=retries) == []
     assert row(store, token).state is State.OVERDUE
-    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, now, "4R", "gw").result(5)
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, now, "4R", "gw").result(30)
     assert (row(store, token).state, row(store, token).due_at) == (State.ANSWERED, None)
 
 
@@ -413,7 +413,7 @@ def test_what_a_clock_put_too_far_ahead_is_due_when_its_peer_s_entry_says(
     assert store.ahead(now, 9, {"south": Retry(600, 2)}, "gw") == []
     found = store.ahead(now, 9, RETRIES, "gw")
     assert [(one.before, one.due_at) for one in found] == [(DUE, now + pause)]
-    store.set_due(found).result(5)
+    store.set_due(found).result(30)
     assert row(store, token).due_at == now + pause
     assert store.ahead(now, 9, RETRIES, "gw") == []
     assert whats(store) == []
@@ -424,7 +424,7 @@ def test_a_claim_of_a_clock_that_was_ahead_runs_out_and_is_the_same_attempt(stor
     overdue(store, retries=RETRIES)
     (late,) = claim(store)
     now = LATER - timedelta(days=1)
-    store.set_due(store.ahead(now, 9, RETRIES, "gw")).result(5)
+    store.set_due(store.ahead(now, 9, RETRIES, "gw")).result(30)
     assert claim(store, now + LEASE - timedelta(seconds=1)) == [], "whoever has it may be sending it"
     (again,) = claim(store, now + LEASE)
     assert again.attempts == late.attempts == 1
@@ -433,8 +433,8 @@ def test_a_claim_of_a_clock_that_was_ahead_runs_out_and_is_the_same_attempt(stor
 def test_what_happens_before_a_time_is_set_back_stands(store: Store) -> None:
     token = kept(store)
     found = store.ahead(T0 - timedelta(days=1), 9, RETRIES, "gw")
-    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0, "4C", "gw").result(5)
-    store.set_due(found).result(5)
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0, "4C", "gw").result(30)
+    store.set_due(found).result(30)
     assert (row(store, token).state, row(store, token).due_at) == (State.ANSWERED, None)
 
 
@@ -442,15 +442,15 @@ def test_what_postfix_has_not_shown_to_have_keeps_its_pauses_until_it_has(store:
     token = kept(store, transaction(state=State.RECORDED))
     now = T0 - timedelta(days=1)
     assert store.ahead(now, 9, RETRIES, "gw") == []
-    store.accepted(token, now).result(5)
+    store.accepted(token, now).result(30)
     assert [one.due_at for one in store.ahead(now, 9, RETRIES, "gw")] == [now + timedelta(minutes=10)]
 
 
 def test_a_life_is_told_in_the_order_in_which_it_happened_whatever_the_clock_was(store: Store) -> None:
     token = kept(store)
-    store.accepted(token, T0).result(5)
+    store.accepted(token, T0).result(30)
     overdue(store, T0 + timedelta(days=2))
-    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0 + timedelta(days=1), "4C", "gw").result(5)
+    store.receive_answer("north", "MM4_forward.RES", "t-1", "m-1", "Ok", None, T0 + timedelta(days=1), "4C", "gw").result(30)
     assert whats(store) == ["accepted by Postfix", "overdue", "late answer"]
 
 

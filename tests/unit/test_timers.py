@@ -83,7 +83,7 @@ class House:
         async def bounded() -> None:
             self.timers.start()
             try:
-                await asyncio.wait_for(body(), 30)
+                await asyncio.wait_for(body(), 60)
             finally:
                 begun = time.monotonic()
                 await self.timers.stop()
@@ -93,7 +93,7 @@ class House:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -110,7 +110,7 @@ def kept(store: Store, count: int = 1, state: State = State.WAITING, peer: str =
         Transaction(f"t-{token[:8]}", f"m-{token[:8]}", "+491511000001", NUMBER if n == 0 else f"+44770091{n:05}", state=state, ack_requested=True, due_at=DUE)
         for n in range(count)
     )
-    store.record(Message(token, Direction.OUT, peer, "MM4_forward.REQ", "4A", "gw", T0, transactions, **values)).result(5)
+    store.record(Message(token, Direction.OUT, peer, "MM4_forward.REQ", "4A", "gw", T0, transactions, **values)).result(30)
     return token
 
 
