@@ -119,7 +119,10 @@ def check(dialect: Dialect, pdu: str, values: dict[str, Any]) -> None:
     assert [p.occurrence for p in found.found["transaction_id"]] == [1]
 
 
-@pytest.mark.parametrize("dialect", [*map(builtin, builtin_names()), BARE], ids=lambda d: d.name)
+OTHERS = [*(builtin(name) for name in builtin_names() if name not in ("3gpp", "tyntec")), BARE]
+
+
+@pytest.mark.parametrize("dialect", [THREE, TYNTEC, *(pytest.param(d, marks=pytest.mark.slow) for d in OTHERS)], ids=lambda d: d.name)
 @pytest.mark.parametrize("pdu", sorted(THREE.pdus))
 def test_write_then_read_is_identity(dialect: Dialect, pdu: str) -> None:
     @given(values_of(dialect, pdu))

@@ -450,6 +450,7 @@ def test_a_row_of_the_page_happens(store: Store, edge: Edge) -> None:
             assert {"kept": due == before, "none": due is None, "set": due not in (None, before)}[edge.due_at], where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: f"{s[1]} {s[0]}")
 def test_nothing_happens_that_the_page_has_no_row_for(store: Store, situation: tuple[str, Direction]) -> None:
     for builder, driver in itertools.product(SITUATIONS[situation], DRIVERS):
