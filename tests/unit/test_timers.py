@@ -29,6 +29,7 @@ from mm4.postfix.timers import BATCH, LINES, Timers
 from mm4.protocol.errors import PostfixError, StoreError, SubmissionError
 from mm4.protocol.transaction import Direction, Message, State, Transaction
 from mm4.store import Store
+from mm4.store.timers import Late
 
 T0 = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 DUE = T0 + timedelta(minutes=10)
@@ -256,6 +257,39 @@ def test_a_postfix_that_does_not_take_it_gets_the_same_attempt_later_and_is_said
     assert message.transactions[0].attempts == 1
     assert house.counted["north", "unsent"] == 3
     assert len(lines(caplog, logging.ERROR)) == 1
+
+
+def test_a_copy_whose_note_fails_is_not_sent_a_second_time_for_that(tmp_path: Path, store: Store) -> None:
+    house = House(tmp_path, store)
+    token = kept(store)
+    house.spool.keep(token, SENDER, COPY)
+    tried: list[datetime] = []
+    note_sent = store.sent_again
+
+    def fails(late: Late, at: datetime, queue_id: str | None, due_at: datetime) -> Future[bool]:
+        tried.append(at)
+        if len(tried) < 4:
+            failed: Future[bool] = Future()
+            failed.set_exception(StoreError("gone"))
+            return failed
+        return note_sent(late, at, queue_id, due_at)
+
+    store.sent_again = fails  # type: ignore[method-assign]
+
+    async def body() -> None:
+        while len(tried) < 4:
+            house.now += timedelta(minutes=3)
+            await asyncio.sleep(0.03)
+        await until(lambda: state(store, token) is State.WAITING)
+
+    house.run(body)
+    assert len(house.sent) == 1
+    # It is noted with its own time, however late.
+    assert len(set(tried)) == 1
+    message = store.message(token)
+    assert message is not None
+    assert message.transactions[0].attempts == 1
+    assert house.counted == {("north", "overdue"): 1, ("north", "again"): 1}
 
 
 def test_a_clock_stepped_back_and_far_ahead_neither_spins_nor_repeats(tmp_path: Path, store: Store) -> None:

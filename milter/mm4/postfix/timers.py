@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -57,6 +57,9 @@ LONGEST_PAUSE = 60.0
 STORE_SECONDS = 10.0
 AGAIN = timedelta(seconds=30)
 """After which a copy that Postfix did not take is handed to it again."""
+
+REMEMBERED = 10_000
+"""Submitted copies that the store could not note yet, kept in memory so that none is sent a second time for that."""
 
 LOOK_SECONDS = 120.0
 """Longest that a look at Postfix's queue may take."""
@@ -127,6 +130,15 @@ class Counters(Protocol):
         """A transaction was overdue, sent again (`again`), not sent again (`unsent`), or has `failed`."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A copy that Postfix has taken, when, and until when its RES is awaited."""
+
+    queue_id: str | None
+    at: datetime
+    due_at: datetime
+
+
 class Timers:
     """The loops, in one event loop between `start` and `stop`. `spool` has been opened.
 
@@ -170,6 +182,7 @@ class Timers:
         self._lines = 0
         self._nearer_count = 0
         self._submission_failed = False
+        self._submitted: dict[tuple[str, int, int], _Submitted] = {}
         self.update(config)
 
     def update(self, config: Config) -> None:
@@ -337,14 +350,32 @@ class Timers:
         return self._seen
 
     async def _again(self, late: Late) -> None:
-        """Send one claimed copy; the store learns what became of it."""
+        """Send one claimed copy; the store learns what became of it.
+
+        What was submitted and could not be noted is only noted when the store gives it again.
+        """
+        # A further attempt of the same row is another copy.
+        key = (late.token, late.row, late.attempts)
+        submitted = self._submitted.get(key)
+        if submitted is None:
+            submitted = await self._submit(late)
+            if submitted is None:
+                return
+            self._remember(key, submitted)
+        await self._kept(self._store.sent_again(late, submitted.at, submitted.queue_id, submitted.due_at))
+        self._submitted.pop(key, None)
+        self._line(logging.INFO, replace(late, state=State.WAITING), submitted=submitted.queue_id, reason=late.reason)
+        self._counters.unanswered(late.peer, "again")
+
+    async def _submit(self, late: Late) -> _Submitted | None:
+        """Hand a copy to Postfix; None where that was not possible, which the store knows then."""
         copy = await within(STORE_SECONDS, asyncio.to_thread(self._spool.read, late.token))
         if copy is None or late.peer not in self._router.config.peers:
             reason = "no copy was kept" if copy is None else "the peer is not in the configuration"
             self._line(logging.WARNING, late, why="not sent again", reason=reason)
             self._counters.unanswered(late.peer, "unsent")
             await self._kept(self._store.not_sent(late, self._now(), reason, None))
-            return
+            return None
         mail_from, data = copy
         becomes = self._router.outward(parse_address(late.recipient), late.peer, "retry").becomes
         assert becomes is not None
@@ -359,12 +390,15 @@ class Timers:
             self._line(level, late, why="not submitted, tried again", error=error)
             self._counters.unanswered(late.peer, "unsent")
             await self._kept(self._store.not_sent(late, self._now(), str(error), self._now() + AGAIN))
-            return
+            return None
         self._submission_failed = False
         at = self._now()
-        await self._kept(self._store.sent_again(late, at, queue_id or None, at + pause))
-        self._line(logging.INFO, replace(late, state=State.WAITING), submitted=queue_id or None, reason=late.reason)
-        self._counters.unanswered(late.peer, "again")
+        return _Submitted(queue_id or None, at, at + pause)
+
+    def _remember(self, key: tuple[str, int, int], submitted: _Submitted) -> None:
+        if len(self._submitted) >= REMEMBERED:
+            del self._submitted[next(iter(self._submitted))]
+        self._submitted[key] = submitted
 
     # --- copies
 
