@@ -246,8 +246,12 @@ def test_a_look_goes_on_where_the_last_one_ended_and_passes_what_stays(store: St
 def test_on_postgresql_one_host_removes_at_a_time_and_passes_rows_that_another_has(request: Any) -> None:
     url = request.getfixturevalue("cluster").database()
     with Store.open(url) as store, store._database.engine("migrator").connect() as other:
-        tokens = sorted(kept(store, OLD) for _ in range(3))
+        tokens = sorted(kept(store, OLD) for _ in range(4))
         other.execute(text("SELECT token FROM messages WHERE token = :t FOR UPDATE"), {"t": tokens[0]})
+        assert store.purge("messages", tokens[:2], AGES).result(30).rows == {"messages": 1, "transactions": 1}
+        other.rollback()
+        other.execute(text("SELECT id FROM transactions WHERE token = :t FOR UPDATE"), {"t": tokens[0]})
+        # Nor is a neighbour's waited for, of which a timer writes just now.
         assert store.purge("messages", tokens, AGES).result(30).rows == {"messages": 2, "transactions": 2}
         other.rollback()
         other.execute(text(f"SELECT pg_advisory_xact_lock({module._ADVISORY_LOCK})"))

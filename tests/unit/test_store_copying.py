@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from cluster import Cluster, execute
 from fake import CONFIG
@@ -291,3 +292,13 @@ def test_one_copy_at_a_time_writes_a_postgresql(cluster: Cluster, call: Call, tm
     assert done.code == 1
     assert "another mm4 store copy writes it just now" in done.err
     assert json.loads(call(source, target, "--json").out)["finished"] is False
+
+
+def test_the_last_look_at_a_large_postgresql_may_take_any_time(cluster: Cluster) -> None:
+    from mm4.store.database import Database
+
+    source = cluster.database()
+    # A writer waits for twice as long as for the lock, and a little.
+    with copying._still(Database.parse(source, 0.5, read_only=False)) as still:
+        assert still.execute(text("SELECT 1 FROM pg_sleep(2.5)")).scalar() == 1
+    cluster.drop(source)

@@ -289,7 +289,8 @@ def _translated(source: Database, read: _Read) -> _Read:
 def _still(source: Database) -> Iterator[Connection]:
     """A connection in whose transaction nobody else can write the source. Raises StoreError where others use it."""
     deadline = time.monotonic() + source.busy_seconds
-    with source.engine("writer").connect() as connection:
+    # A session without a bound on statements: to count a large table takes PostgreSQL longer than a writer waits.
+    with source.engine("writer" if source.path is not None else "migrator").connect() as connection:
         while True:
             try:
                 connection.begin()
@@ -308,7 +309,6 @@ def _still(source: Database) -> Iterator[Connection]:
 def _lock(source: Database, connection: Connection, deadline: float) -> None:
     """Keep every writer out, and refuse where somebody is connected: it would go on with the old store afterwards."""
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
     # What has just hung up may still be there.
     while others := connection.execute(_OTHERS).scalar_one():
         if time.monotonic() >= deadline:

@@ -116,14 +116,18 @@ _SETTLED = select(messages.c.token).where(
     messages.c.recorded_at < _age("settled"),
     or_(messages.c.recorded_at < _age("open"), ~or_(_OPEN_MESSAGE, _OPEN_TRANSACTION)),
 )
-# PostgreSQL: with both locked nobody opens again what is about to go. The order is that of the responder's own writes.
+# PostgreSQL: with both locked nobody opens again what is about to go, and nobody is waited for: what another has stays.
 _LOCK_MESSAGES = (
     select(messages.c.token).where(messages.c.token.in_(_TOKENS)).order_by(messages.c.token)
     .with_for_update(skip_locked=True)
 )  # fmt: skip
 _LOCK_TRANSACTIONS = (
-    select(transactions.c.id).where(transactions.c.token.in_(_TOKENS)).order_by(transactions.c.id).with_for_update()
+    select(transactions.c.id)
+    .where(transactions.c.token.in_(_TOKENS))
+    .order_by(transactions.c.id)
+    .with_for_update(skip_locked=True)
 )
+_TRANSACTIONS = select(transactions.c.id, transactions.c.token).where(transactions.c.token.in_(_TOKENS))
 
 # --- the rows of messages
 
@@ -163,7 +167,10 @@ def _messages(connection: Connection, tokens: Sequence[Any], ages: Ages, most: i
     """
     if connection.dialect.name == "postgresql":
         tokens = connection.execute(_LOCK_MESSAGES, {"tokens": list(tokens)}).scalars().all()
-        connection.execute(_LOCK_TRANSACTIONS, {"tokens": list(tokens)})
+        locked = set(connection.execute(_LOCK_TRANSACTIONS, {"tokens": list(tokens)}).scalars())
+        every = connection.execute(_TRANSACTIONS, {"tokens": list(tokens)})
+        theirs = {row.token for row in every if row.id not in locked}
+        tokens = [token for token in tokens if token not in theirs]
     tokens = _settled(connection, tokens, ages)
     rows = dict.fromkeys(("events", "transactions", "messages"), 0)
     if not tokens:
