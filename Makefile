@@ -38,7 +38,7 @@ test-fast: setup
 bench: setup
 	$(VENV)/python tests/bench/run.py
 
-# docs/performance.md, whole. On a machine that does nothing else.
+# The numbers of docs/performance.md, between its markers. On a machine that does nothing else.
 bench-write: setup
 	$(VENV)/python tests/bench/run.py --write
 

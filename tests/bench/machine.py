@@ -7,23 +7,43 @@ import platform
 import re
 import sqlite3
 import statistics
+import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 
+from cluster import binaries
 from mm4.cli.version import version_lines
 
 __all__ = ["machine_lines"]
 
 
 def machine_lines(folder: Path) -> list[str]:
-    """Cores, memory, the disk below `folder`, and versions, as list items."""
+    """Processor, memory, the disk below `folder`, and versions, as list items."""
     memory = int(re.findall(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) / 2**20
     kernel = re.match(r"[\d.]+", platform.release())
-    versions = ", ".join([*version_lines(), f"SQLite {sqlite3.sqlite_version}"])
+    bindings = [f"{name} {metadata.version(name)}" for name in ("pymilter", "psycopg")]
+    versions = ", ".join([*version_lines(), *bindings, f"SQLite {sqlite3.sqlite_version}", *_postgresql()])
     return [
-        f"- {len(os.sched_getaffinity(0))} cores, {memory:.0f} GB of memory, {_disk(folder)}.",
+        f"- {len(os.sched_getaffinity(0))} cores ({_processor()}), {memory:.0f} GB of memory, {_disk(folder)}.",
         f"- {platform.system()} {kernel[0] if kernel else ''}, {versions}.",
     ]
+
+
+def _processor() -> str:
+    """Its model, or its kind where the kernel names no model."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _postgresql() -> list[str]:
+    """The server that a `Cluster` starts; empty where there is none."""
+    programs = binaries()
+    if programs is None:
+        return []
+    said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, timeout=10, check=True)
+    found = re.search(r"\d[\w.]*", said.stdout)
+    return [f"PostgreSQL {found[0]}"] if found else []
 
 
 def _disk(folder: Path) -> str:

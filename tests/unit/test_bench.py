@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+from bench import machine
 from bench.cpu import Process, spent
 from bench.figures import BEGIN, END, Run, cpu_table, percentile, ratios, replaced, speed_table, spread
 from bench.part import Part, Target, turns
@@ -70,6 +73,29 @@ def test_every_part_and_every_target_is_on_the_page() -> None:
     assert text.startswith("- a machine\n")
     assert "| speed | >= 0.60 | 0.52 | **missed** |\n| size | < 5 MB | 1.0 MB | met |\n" in text
     assert [line for line in text.splitlines() if line.startswith("#")] == ["### Targets", "### First", "### Second"]
+
+
+def test_the_machine_is_told_with_its_processor_and_every_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "_postgresql", lambda: ["PostgreSQL 15.1"])
+    hardware, versions = machine.machine_lines(tmp_path)
+    assert re.fullmatch(r"- \d+ cores \(.+\), \d+ GB of memory, .+ where write and fsync of 4 kB take [\d.]+ ms\.", hardware)
+    names = "mm4", "Python", "Postfix", "libmilter", "pymilter", "psycopg", "SQLite"
+    assert re.fullmatch(rf"- Linux [\d.]+, {''.join(f'{name} .+, ' for name in names)}PostgreSQL 15\.1\.", versions)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_machines_postgresql_is_that_of_a_cluster_and_left_out_without_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "postgres"
+    program.write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(machine, "binaries", lambda: tmp_path)
+    assert machine._postgresql() == ["PostgreSQL 15.18"]
+    monkeypatch.setattr(machine, "binaries", lambda: None)
+    assert machine._postgresql() == []
 
 
 def test_the_page_can_be_written() -> None:
