@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mm4.protocol.dialect import builtin
 
@@ -145,3 +147,25 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
     for page in (DOCS / "deviations.md", DOCS / "peers" / "tyntec.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+# -- ansible/README.md
+
+
+def tags(node: Any) -> Iterator[str]:
+    """The tags of a playbook or of a role's tasks, in blocks too."""
+    for part in node if isinstance(node, list) else [node]:
+        if isinstance(part, dict):
+            given = part.get("tags", [])
+            yield from [given] if isinstance(given, str) else given
+            for inner in part.values():
+                yield from tags(inner)
+
+
+def test_the_tags_that_the_collections_readme_names_are_those_of_its_playbooks_and_roles() -> None:
+    collection = REPOSITORY / "ansible"
+    files = [*collection.glob("playbooks/*.yml"), *collection.glob("roles/*/tasks/*.yml")]
+    there = {tag for file in files for tag in tags(yaml.safe_load(file.read_text("utf-8")))}
+    sentence = re.search(r"`--tags mm4_.*? are the others", (collection / "README.md").read_text("utf-8"), re.DOTALL)
+    assert sentence is not None
+    assert set(re.findall(r"`(?:--tags )?(mm4_\w+)`", sentence[0])) == there - {"always"}

@@ -153,9 +153,12 @@ def wire_command(
 @click.option("--check", "dry", is_flag=True, help="Change nothing; exit 1 where something would change.")
 @click.option("--diff", "show_diff", is_flag=True, help="Print what changes in each file.")
 @click.option("--probe/--no-probe", default=True, show_default=True, help="See that ordinary mail is taken after it.")
+@click.option("--mailbox", metavar="ADDRESS", help="Mailbox of yours that is asked about. Default: postmaster.")
 @click.option("--force", is_flag=True, help="Although mail of mm4 waits in the queue, or a file was edited since.")
 @json_option
-def unwire_command(config_file: str, dry: bool, show_diff: bool, probe: bool, force: bool, as_json: bool) -> int:
+def unwire_command(
+    config_file: str, dry: bool, show_diff: bool, probe: bool, mailbox: str | None, force: bool, as_json: bool
+) -> int:
     """Give this Postfix back as it was before `wire`. Only for root.
 
     A file that was edited since keeps the edits and loses what is mm4's. Refused while mail of mm4 waits in the queue.
@@ -165,7 +168,7 @@ def unwire_command(config_file: str, dry: bool, show_diff: bool, probe: bool, fo
 
     config, _ = read_config(config_file)
     needs_root("mm4 postfix unwire")
-    outcome = Wiring(config).unwire(dry=dry, force=force, probe=probe)
+    outcome = Wiring(config).unwire(dry=dry, force=force, probe=probe, mailbox=mailbox)
     _echo(outcome, as_json=as_json, show_diff=show_diff)
     if not as_json:
         done = ("would be taken out" if dry else "taken out") if outcome.changed else "nothing to change: not wired"

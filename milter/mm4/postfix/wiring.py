@@ -132,7 +132,9 @@ class Wiring:
                 self._back(snapshot, outcome, made=made, running=running)
             return outcome
 
-    def unwire(self, *, dry: bool = False, force: bool = False, probe: bool = True) -> Outcome:
+    def unwire(
+        self, *, dry: bool = False, force: bool = False, probe: bool = True, mailbox: str | None = None
+    ) -> Outcome:
         """Give back the files as they were. Raises PostfixError where nothing was touched."""
         outcome = Outcome(str(self.folder), None)
         with self._locked():
@@ -163,7 +165,7 @@ class Wiring:
                     outcome.notes.append(f"{self.tables} holds something that mm4 did not write: left there")
             at = ordinary_line(self.instance, base["master.cf"])
             if running and probe and at:
-                outcome.probes.append(self._ordinary(at, mailbox_of(self.instance)))
+                outcome.probes.append(self._ordinary(at, mailbox or mailbox_of(self.instance)))
                 outcome.ok = all(done.ok for done in outcome.probes)
             return outcome
 

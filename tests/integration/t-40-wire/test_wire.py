@@ -83,7 +83,8 @@ def test_both_kinds_of_mail_pass_and_unwire_gives_everything_back(operator: Oper
 
     assert operator.told("unwire", "--check", code=1)["changed"]
     assert operator.files() == wired
-    operator.told("unwire")
+    (probe,) = operator.told("unwire", "--mailbox", "sales-de@operator.example")["probes"]
+    assert probe["probe"].startswith("ordinary mail for sales-de@operator.example on ")
     assert operator.files() == before
     wait_for(lambda: not listens(operator.ports["listen"]), "the end of the MM4 line")
     assert ordinary(operator).header("X-Test-Signed") == "yes"
