@@ -207,6 +207,13 @@ def test_what_a_shared_line_cannot_give_is_refused(operator: Operator, case: str
             wire(operator, "clients")
 
 
+def test_a_line_for_everybody_that_asks_no_milter_is_refused(operator: Operator) -> None:
+    more = "192.0.2.25:2525 inet n - n - - smtpd\n  -o receive_override_options=no_address_mappings,no_milters\n"
+    says = r"master\.cf:\d+: 192\.0\.2\.25:2525 inet: asks no milter .*\n  change: mm4 postfix wire --mode service"
+    with edited(operator.etc / "master.cf", lambda text: text + more), pytest.raises(PostfixError, match=says):
+        wire(operator, "clients")
+
+
 def test_milters_of_the_operator_that_change_are_told(operator: Operator) -> None:
     wire(operator, "clients")
     rows = (operator.etc / "mm4" / "milters").read_text()
